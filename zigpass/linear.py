@@ -1,0 +1,94 @@
+"""`ZigzagLinear`: what `quantize_` and `prepare` put in the place of a linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from zigpass.runtime import PackedWeight, QuantizedWeight, ZigpassError, unpack
+from zigpass.runtime.reference import mask_inactive
+
+from .sites import Site
+
+
+class ZigzagLinear(nn.Module):
+    """y = W x + b with W packed in the zigzag layout.
+
+    The packed tensors are ordinary buffers: they are saved in the state dict, move with `.to(device)`, and enter a
+    compiled graph as inputs, never as constants. Casting the model (`.half()`, `.to(torch.bfloat16)`) leaves them as
+    they are; the output follows the dtype of the input.
+
+    Args:
+        packed: the weight.
+        bias: [N] or None; kept in its dtype.
+        site: the activation it reads; linears that share an input share the object.
+
+    Raises:
+        ZigpassError: the site is for another number of features.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, packed: PackedWeight, bias: Tensor | None, site: Site) -> None:
+        super().__init__()
+        if site.features != packed.layout.k:
+            raise ZigpassError(f"site {site.name} has {site.features} features, the weight has K={packed.layout.k}")
+        self.layout = packed.layout
+        self.layout_spec = packed.layout.spec
+        self.in_features = packed.layout.k
+        self.out_features = packed.layout.n
+        codes, scale, *zero = packed.tensors
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero", zero[0] if zero else None)
+        self.register_buffer("bias", None if bias is None else bias.detach())
+        self.site = site
+
+    @property
+    def weight_tensors(self) -> list[Tensor]:
+        """The packed tensors in the order the ops take them."""
+        return [self.codes, self.scale] if self.zero is None else [self.codes, self.scale, self.zero]
+
+    @property
+    def packed(self) -> PackedWeight:
+        return PackedWeight(self.layout, tuple(self.weight_tensors))
+
+    def unpack(self) -> QuantizedWeight:
+        """Codes and scales, unpacked; `.dequantize()` of it is the float32 weight."""
+        return unpack(self.packed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.site.mask_rows:
+            x = mask_inactive(x, self.site.threshold)
+        out: Tensor = torch.ops.zigpass.linear.default(
+            x, self.weight_tensors, self.bias, self.site.threshold, self.layout_spec
+        )
+        return out
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ZigzagLinear:
+        """Follow device moves but not dtype casts: scales in another dtype would be other weights."""
+        super()._apply(_keep_dtype(fn), recurse)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.layout_spec}"
+
+
+def _keep_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def apply(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+    return apply
+
+
+def find_linears(model: nn.Module) -> Iterator[tuple[str, ZigzagLinear]]:
+    """All packed linears of a model with their qualified names."""
+    for name, module in model.named_modules():
+        if isinstance(module, ZigzagLinear):
+            yield name, module

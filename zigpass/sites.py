@@ -1,0 +1,96 @@
+"""Sites: activations whose threshold is shared by all the weights that read them.
+
+q, k and v read one activation, gate and up another. The linears of such a group hold the *same* `Site` module, so
+there is one threshold tensor, a traced graph shows one placeholder for it, and fusing the group cannot mix thresholds.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from zigpass.runtime.errors import ZigpassError
+
+SiteKind = Literal["attn_in", "attn_out", "mlp_in", "mlp_mid", "other"]
+SITE_KINDS: Final[tuple[SiteKind, ...]] = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "other")
+
+KIND_OF_LEAF: Final[dict[str, SiteKind]] = {
+    "q_proj": "attn_in",
+    "k_proj": "attn_in",
+    "v_proj": "attn_in",
+    "qkv_proj": "attn_in",
+    "o_proj": "attn_out",
+    "gate_proj": "mlp_in",
+    "up_proj": "mlp_in",
+    "gate_up_proj": "mlp_in",
+    "down_proj": "mlp_mid",
+}
+"""Which activation a linear reads, by the last part of its name (Hugging Face convention).
+
+A linear with another name gets a site of its own, which is always correct: it is only never fused with others.
+"""
+
+
+class Site(nn.Module):
+    """The threshold of one activation.
+
+    Attributes:
+        name: where it is, such as "model.layers.3.mlp.mlp_in".
+        kind: which of the four activations of a decoder layer it is.
+        threshold: float32 buffer of 1 or K entries; input entries below it are not read when decoding. 0 is dense.
+        mask_rows: apply the threshold to every row by zeroing entries, also where the ops would run dense. For
+            measuring quality on many tokens at once; it gives what decoding token by token would give.
+    """
+
+    threshold: Tensor
+
+    def __init__(self, name: str, kind: SiteKind, features: int) -> None:
+        super().__init__()
+        self.name = name
+        self.kind: SiteKind = kind
+        self.features = features
+        self.mask_rows = False
+        self.register_buffer("threshold", torch.zeros(1, dtype=torch.float32))
+
+    def set_threshold(self, threshold: float | Tensor) -> None:
+        """Replace the threshold, in place when the number of entries stays the same (nothing recompiles then).
+
+        Raises:
+            ZigpassError: not 1 or K entries, or an entry that is negative or not finite.
+        """
+        value = torch.as_tensor(threshold, dtype=torch.float32, device=self.threshold.device).reshape(-1)
+        if value.numel() not in (1, self.features):
+            raise ZigpassError(f"{self.name}: a threshold has 1 or {self.features} entries, got {value.numel()}")
+        if not bool(torch.isfinite(value).all()) or bool((value < 0).any()):
+            raise ZigpassError(f"{self.name}: thresholds must be finite and not negative")
+        if value.shape == self.threshold.shape:
+            self.threshold.copy_(value)
+        else:
+            self.threshold = value.clone()
+
+    def extra_repr(self) -> str:
+        return f"{self.name!r}, kind={self.kind}"
+
+
+def site_kind(linear_name: str) -> SiteKind:
+    """The kind of activation the linear with this qualified name reads."""
+    return KIND_OF_LEAF.get(linear_name.rpartition(".")[2], "other")
+
+
+def site_name(linear_name: str) -> str:
+    """The name of its site: siblings that read one activation get the same name."""
+    parent, _, leaf = linear_name.rpartition(".")
+    kind = site_kind(linear_name)
+    own = leaf if kind == "other" else kind
+    return f"{parent}.{own}" if parent else own
+
+
+def find_sites(model: nn.Module) -> dict[str, Site]:
+    """All sites of a model by name, in order of first use in the module tree."""
+    sites: dict[str, Site] = {}
+    for module in model.modules():
+        if isinstance(module, Site):
+            sites.setdefault(module.name, module)
+    return sites
