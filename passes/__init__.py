@@ -1,0 +1,31 @@
+"""Graph in, graph out: find quantized MLPs and projections in a torch.fx graph and fuse them.
+
+The passes know torch.fx and the names of the `torch.ops.zigpass` operators; they know no kernels, no devices and no
+models. `run` is the way in.
+"""
+
+from .clone import clone_graph_module, subgraphs
+from .collect_linears import collect_linears
+from .context import Context, Linear, Match, NearMiss
+from .errors import PassError
+from .manager import OPTIONAL_PASSES, PASSES, Pass, run
+from .names import clean_path, module_name
+from .values import fake_value
+
+__all__ = [
+    "OPTIONAL_PASSES",
+    "PASSES",
+    "Context",
+    "Linear",
+    "Match",
+    "NearMiss",
+    "Pass",
+    "PassError",
+    "clean_path",
+    "clone_graph_module",
+    "collect_linears",
+    "fake_value",
+    "module_name",
+    "run",
+    "subgraphs",
+]

@@ -38,7 +38,7 @@ ZERO_KINDS: Final[tuple[ZeroKind, ...]] = ("sub_int", "sub_float", "add_float", 
 
 _SPEC = re.compile(
     r"zigzag(?P<version>\d+):(?P<bits>\d+)bit:(?P<n>\d+)x(?P<k>\d+):"
-    r"(?P<axis>in|out)(?P<group>\d+):(?P<zero>\w+):band(?P<band>\d+)"
+    r"(?P<axis>in|out)(?P<group>\d+):(?P<zero>\w+):band(?P<band>\d+)(?P<perm>:perm)?"
 )
 
 
@@ -57,6 +57,8 @@ class Layout:
         zero_kind: "sub_int" s*(q-z) with integer z, "sub_float" s*(q-z) with float z, "add_float" s*q+z,
             "column" d*scale6*q - dmin*min6 (exactly when scale_axis is "out").
         band: rows B of a band, a multiple of 128; at most N padded to 128.
+        permuted: the columns are stored in another order than the inputs, and one more tensor `perm` says which
+            ("in" only): GPTQ's act-order, where the inputs of a group are not neighbours.
 
     Raises:
         ZigpassError: a field is out of range; the message names it.
@@ -69,6 +71,7 @@ class Layout:
     group_size: int
     zero_kind: ZeroKind
     band: int
+    permuted: bool = False
 
     def __post_init__(self) -> None:
         if self.n <= 0 or self.k <= 0:
@@ -85,6 +88,10 @@ class Layout:
             raise ZigpassError(f"group_size must be positive, got {self.group_size}")
         if self.scale_axis == "out" and self.group_size != COLUMN_BLOCK:
             raise ZigpassError(f'scale_axis "out" has blocks of {COLUMN_BLOCK} rows, got group_size {self.group_size}')
+        if self.permuted and self.scale_axis != "in":
+            raise ZigpassError(
+                f'scale_axis "{self.scale_axis}" has no groups of inputs, so its columns are not permuted'
+            )
         if self.band <= 0 or self.band % BLOCK_ROWS or self.band > self.padded_n:
             raise ZigpassError(
                 f"band must be a multiple of {BLOCK_ROWS} and at most {self.padded_n} for N={self.n}, got {self.band}"
@@ -122,8 +129,8 @@ class Layout:
 
     @property
     def num_tensors(self) -> int:
-        """Tensors of a packed weight: codes, scale and, when the scale axis is "in", zero."""
-        return 3 if self.scale_axis == "in" else 2
+        """Tensors of a packed weight: codes, scale, zero when the scale axis is "in", and perm when permuted."""
+        return (3 if self.scale_axis == "in" else 2) + self.permuted
 
     def band_rows(self, band: int) -> tuple[int, int]:
         """First row and end row (padded) of a band."""
@@ -148,7 +155,7 @@ class Layout:
         """The layout as one readable word; `parse` reads it back. Ops carry it, so graph dumps show it."""
         return (
             f"zigzag{LAYOUT_VERSION}:{self.bits}bit:{self.n}x{self.k}:"
-            f"{self.scale_axis}{self.group_size}:{self.zero_kind}:band{self.band}"
+            f"{self.scale_axis}{self.group_size}:{self.zero_kind}:band{self.band}{':perm' * self.permuted}"
         )
 
     @staticmethod
@@ -182,6 +189,7 @@ def _parse(spec: str) -> Layout:
         group_size=int(match["group"]),
         zero_kind=match["zero"],  # type: ignore[arg-type]
         band=int(match["band"]),
+        permuted=match["perm"] is not None,
     )
 
 

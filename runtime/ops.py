@@ -10,6 +10,7 @@ each weight is and a new tensor per weight needs no new schema.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,6 +64,12 @@ def check_linear(x: Tensor, weight: Sequence[Tensor], threshold: Tensor | None, 
             f"{layout.spec} needs {layout.num_code_words} code words and {layout.num_scales} scales,"
             f" got {tuple(weight[0].shape)} and {tuple(weight[1].shape)}"
         )
+    if layout.permuted and (weight[3].dtype != torch.int32 or weight[3].numel() != layout.k):
+        raise ZigpassError(
+            f"perm of {layout.spec} is {weight[3].dtype} {tuple(weight[3].shape)}, expected torch.int32 {(layout.k,)}"
+        )
+    if layout.permuted and x.device.type == "cuda":
+        raise ZigpassError(f"{layout.spec}: permuted columns (act-order) have no CUDA kernel yet; run it on the CPU")
     if threshold is not None and threshold.numel() not in (1, layout.k):
         raise ZigpassError(f"threshold has {threshold.numel()} entries, {layout.spec} takes 1 or {layout.k}")
     return layout
@@ -91,14 +98,12 @@ def check_mlp(
     return gate_parsed, up_parsed, check_linear(middle, down, threshold_mid, down_layout)
 
 
-@torch.library.register_fake("zigpass::linear", lib=_library)
 def _linear_fake(
     x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, threshold: Tensor | None, layout: str
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], check_linear(x, weight, threshold, layout).n))
 
 
-@torch.library.register_fake("zigpass::qkv", lib=_library)
 def _qkv_fake(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -113,7 +118,6 @@ def _qkv_fake(
     ]
 
 
-@torch.library.register_fake("zigpass::gated_mlp", lib=_library)
 def _gated_mlp_fake(
     x: Tensor,
     gate: Sequence[Tensor],
@@ -134,6 +138,11 @@ def _gated_mlp_fake(
     return x.new_empty((*x.shape[:-1], checked[-1].n))
 
 
+torch.library.register_fake("zigpass::linear", _linear_fake, lib=_library)
+torch.library.register_fake("zigpass::qkv", _qkv_fake, lib=_library)
+torch.library.register_fake("zigpass::gated_mlp", _gated_mlp_fake, lib=_library)
+
+
 def _raise_in_backward(name: str) -> Callable[..., Any]:
     def backward(ctx: Any, *grads: Any) -> Any:
         raise RuntimeError(
@@ -148,22 +157,21 @@ for _name in ("linear", "qkv", "gated_mlp"):
     torch.library.register_autograd(f"{NAMESPACE}::{_name}", _raise_in_backward(_name), lib=_library)
 
 
-def _cpu(name: str) -> Callable[..., Any]:
-    """The CPU implementation, imported at its first call so that importing zigpass does not import Numba."""
+def _on_first_call(device: str, name: str) -> Callable[..., Any]:
+    """An implementation imported at its first call, so that importing zigpass imports neither Numba nor CUDA."""
     resolved: Callable[..., Any] | None = None
 
     def call(*args: Any) -> Any:
         nonlocal resolved
         if resolved is None:
-            from . import cpu
-
-            resolved = getattr(cpu, name)
+            resolved = getattr(importlib.import_module(f".{device}", __package__), name)
         return resolved(*args)
 
     return call
 
 
 for _name in ("linear", "qkv", "gated_mlp"):
-    _library.impl(_name, _cpu(_name), "CPU")
+    _library.impl(_name, _on_first_call("cpu", _name), "CPU")
+    _library.impl(_name, _on_first_call("cuda", _name), "CUDA")
 
 __all__ = ["NAMESPACE", "SUPPORTED_DTYPES", "check_linear", "check_mlp", "reference"]

@@ -23,7 +23,7 @@ class PackedWeight:
     Attributes:
         layout: its geometry.
         tensors: what the ops take, in order: codes int32 [layout.num_code_words]; scale [layout.num_scales], float
-            ("in") or int32 ("out"); zero [layout.num_scales] ("in" only).
+            ("in") or int32 ("out"); zero [layout.num_scales] ("in" only); perm int32 [K] (permuted layouts only).
     """
 
     layout: Layout
@@ -41,8 +41,8 @@ def check_tensors(layout: Layout, tensors: Sequence[Tensor]) -> None:
     """Raise `ZigpassError` when tensors do not have the sizes that the layout asks for."""
     if len(tensors) != layout.num_tensors:
         raise ZigpassError(f"{layout.spec} needs {layout.num_tensors} tensors, got {len(tensors)}")
-    sizes = (layout.num_code_words, layout.num_scales, layout.num_scales)
-    for name, tensor, size in zip(("codes", "scale", "zero"), tensors, sizes, strict=False):
+    sizes = (layout.num_code_words, layout.num_scales, layout.num_scales, layout.k)
+    for name, tensor, size in zip(("codes", "scale", "zero", "perm"), tensors, sizes, strict=False):
         if tuple(tensor.shape) != (size,):
             raise ZigpassError(f"{name} of {layout.spec} has shape {tuple(tensor.shape)}, expected {(size,)}")
 
@@ -53,7 +53,8 @@ def pack(weight: QuantizedWeight, band: int | None = None) -> PackedWeight:
     codes = pack_codes(weight.codes, layout)
     if isinstance(weight.scales, GroupScales):
         scale = pack_group_values(weight.scales.scale, layout)
-        return PackedWeight(layout, (codes, scale, pack_group_values(weight.scales.zero, layout)))
+        perm = () if weight.perm is None else (weight.perm.contiguous(),)
+        return PackedWeight(layout, (codes, scale, pack_group_values(weight.scales.zero, layout), *perm))
     return PackedWeight(layout, (codes, pack_column_scales(weight.scales, layout)))
 
 
@@ -67,11 +68,11 @@ def unpack_tensors(layout: Layout, tensors: Sequence[Tensor]) -> QuantizedWeight
     codes = unpack_codes(tensors[0], layout)
     scales: GroupScales | ColumnScales
     if layout.scale_axis == "in":
-        scale, zero = (unpack_group_values(tensor, layout) for tensor in tensors[1:])
+        scale, zero = (unpack_group_values(tensor, layout) for tensor in tensors[1:3])
         scales = GroupScales(scale, zero, layout.zero_kind, layout.group_size)
     else:
         scales = unpack_column_scales(tensors[1], layout)
-    return QuantizedWeight(codes, layout.bits, scales)
+    return QuantizedWeight(codes, layout.bits, scales, tensors[3] if layout.permuted else None)
 
 
 def repack(packed: PackedWeight, band: int | None) -> PackedWeight:
@@ -139,7 +140,7 @@ def unpack_column_scales(packed: Tensor, layout: Layout) -> ColumnScales:
         piece = packed[offset : offset + size].view(layout.k, end - start, COLUMN_RECORD_WORDS)
         records[start:end] = piece.transpose(0, 1)
         offset += size
-    halves = records[:num_superblocks, :, 0].contiguous().view(torch.float16).view(num_superblocks, layout.k, 2)
+    halves = records[:num_superblocks].view(torch.float16)
     low_scale, low_min, high = (records[..., word] for word in (1, 2, 3))
     scale6, min6 = [], []
     for block in range(BLOCKS_PER_SUPERBLOCK):

@@ -97,6 +97,8 @@ class QuantizedWeight:
         codes: uint8 [N, K], each below 2**bits.
         bits: 2, 4 or 8.
         scales: `GroupScales` or `ColumnScales`.
+        perm: int32 [K] or None. Column p of the codes, and of the groups of the scales, belongs to input perm[p];
+            None means input p.
 
     Raises:
         ZigpassError: shapes, dtypes or values do not fit together.
@@ -105,6 +107,7 @@ class QuantizedWeight:
     codes: Tensor
     bits: int
     scales: GroupScales | ColumnScales
+    perm: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.bits not in SUPPORTED_BITS:
@@ -116,6 +119,8 @@ class QuantizedWeight:
         if self.bits < 8 and int(self.codes.max()) >= 1 << self.bits:
             raise ZigpassError(f"codes hold {int(self.codes.max())}, which does not fit {self.bits} bits")
         self.scales.check(*self.codes.shape)
+        if self.perm is not None:
+            _check_permutation(self.perm, self.codes.shape[1])
 
     @property
     def scale_axis(self) -> ScaleAxis:
@@ -133,8 +138,19 @@ class QuantizedWeight:
             group_size=group_scales.group_size if group_scales else COLUMN_BLOCK,
             zero_kind=group_scales.zero_kind if group_scales else "column",
             band=-(-n // 128) * 128,
+            permuted=self.perm is not None,
         ).with_band(band)
 
     def dequantize(self) -> Tensor:
-        """The weight these codes stand for, float32 [N, K]."""
-        return self.scales.apply(self.codes.float())
+        """The weight these codes stand for, float32 [N, K], columns in the order of the inputs."""
+        columns = self.scales.apply(self.codes.float())
+        if self.perm is None:
+            return columns
+        return torch.empty_like(columns).index_copy_(1, self.perm.long(), columns)
+
+
+def _check_permutation(perm: Tensor, k: int) -> None:
+    if perm.dtype != torch.int32 or tuple(perm.shape) != (k,):
+        raise ZigpassError(f"perm is {perm.dtype} {tuple(perm.shape)}, expected torch.int32 {(k,)}")
+    if not torch.equal(perm.sort().values, torch.arange(k, dtype=torch.int32, device=perm.device)):
+        raise ZigpassError(f"perm does not hold every input 0..{k - 1} once")

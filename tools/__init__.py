@@ -1,0 +1,1 @@
+"""Scripts people run, each also a `zigpass` subcommand of the same name."""

@@ -10,3 +10,50 @@ if _os.path.isfile(_os.path.join(_root, "pyproject.toml")) and _os.path.isfile(
 ):
     __path__.append(_root)
 del _os, _root
+
+from zigpass.runtime import ZigpassError  # noqa: E402  # after the path is set
+
+from .calibrate import calibrate  # noqa: E402
+from .config import ZigzagConfig  # noqa: E402
+from .evaluate import Quality, evaluate  # noqa: E402
+from .explain import explain  # noqa: E402
+from .explain_report import Report  # noqa: E402
+from .generate import Generation, generate  # noqa: E402
+from .linear import ZigzagLinear  # noqa: E402
+from .load_gguf import load_gguf, load_gguf_tokenizer  # noqa: E402
+from .quantize import quantize_  # noqa: E402
+from .sites import Site, dense, find_sites  # noqa: E402
+from .thresholds import Thresholds  # noqa: E402
+from .watch import watch_sparsity  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Generation",
+    "Quality",
+    "Report",
+    "Site",
+    "Thresholds",
+    "ZigpassError",
+    "ZigzagConfig",
+    "ZigzagLinear",
+    "ZigzagPass",
+    "calibrate",
+    "dense",
+    "evaluate",
+    "explain",
+    "find_sites",
+    "generate",
+    "load_gguf",
+    "load_gguf_tokenizer",
+    "quantize_",
+    "watch_sparsity",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "ZigzagPass":  # brings in Inductor, which takes a second to import
+        from .inductor_pass import ZigzagPass
+
+        return ZigzagPass
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

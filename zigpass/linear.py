@@ -23,7 +23,8 @@ class ZigzagLinear(nn.Module):
     Args:
         packed: the weight.
         bias: [N] or None; kept in its dtype.
-        site: the activation it reads; linears that share an input share the object.
+        site: the activation it reads; linears that share an input share the object. None for a linear that is never
+            sparse, such as an output head.
 
     Raises:
         ZigpassError: the site is for another number of features.
@@ -32,27 +33,30 @@ class ZigzagLinear(nn.Module):
     codes: Tensor
     scale: Tensor
     zero: Tensor | None
+    perm: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, packed: PackedWeight, bias: Tensor | None, site: Site) -> None:
+    def __init__(self, packed: PackedWeight, bias: Tensor | None, site: Site | None) -> None:
         super().__init__()
-        if site.features != packed.layout.k:
+        if site is not None and site.features != packed.layout.k:
             raise ZigpassError(f"site {site.name} has {site.features} features, the weight has K={packed.layout.k}")
         self.layout = packed.layout
         self.layout_spec = packed.layout.spec
         self.in_features = packed.layout.k
         self.out_features = packed.layout.n
-        codes, scale, *zero = packed.tensors
+        codes, scale, zero, perm = (*packed.tensors, None, None)[:4]
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
-        self.register_buffer("zero", zero[0] if zero else None)
+        self.register_buffer("zero", zero)
+        self.register_buffer("perm", perm)
         self.register_buffer("bias", None if bias is None else bias.detach())
         self.site = site
 
     @property
     def weight_tensors(self) -> list[Tensor]:
         """The packed tensors in the order the ops take them."""
-        return [self.codes, self.scale] if self.zero is None else [self.codes, self.scale, self.zero]
+        tensors = (self.codes, self.scale, self.zero, self.perm)
+        return [tensor for tensor in tensors if tensor is not None]
 
     @property
     def packed(self) -> PackedWeight:
@@ -63,16 +67,15 @@ class ZigzagLinear(nn.Module):
         return unpack(self.packed)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.site.mask_rows:
-            x = mask_inactive(x, self.site.threshold)
-        out: Tensor = torch.ops.zigpass.linear.default(
-            x, self.weight_tensors, self.bias, self.site.threshold, self.layout_spec
-        )
+        threshold = None if self.site is None else self.site.threshold
+        if self.site is not None and self.site.mask_rows:
+            x = mask_inactive(x, threshold)
+        out: Tensor = torch.ops.zigpass.linear.default(x, self.weight_tensors, self.bias, threshold, self.layout_spec)
         return out
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ZigzagLinear:
         """Follow device moves but not dtype casts: scales in another dtype would be other weights."""
-        super()._apply(_keep_dtype(fn), recurse)
+        super()._apply(_keep_dtype(fn), recurse)  # type: ignore[no-untyped-call]
         return self
 
     def extra_repr(self) -> str:

@@ -6,6 +6,8 @@ there is one threshold tensor, a traced graph shows one placeholder for it, and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, Literal
 
 import torch
@@ -21,16 +23,33 @@ KIND_OF_LEAF: Final[dict[str, SiteKind]] = {
     "k_proj": "attn_in",
     "v_proj": "attn_in",
     "qkv_proj": "attn_in",
+    "query_key_value": "attn_in",
+    "c_attn": "attn_in",
+    "W_pack": "attn_in",
+    "Wqkv": "attn_in",
+    "q_a_proj": "attn_in",
+    "kv_a_proj_with_mqa": "attn_in",
     "o_proj": "attn_out",
     "gate_proj": "mlp_in",
     "up_proj": "mlp_in",
     "gate_up_proj": "mlp_in",
+    "c_fc": "mlp_in",
+    "fc1": "mlp_in",
+    "fc_in": "mlp_in",
+    "dense_h_to_4h": "mlp_in",
     "down_proj": "mlp_mid",
+    "fc2": "mlp_mid",
+    "fc_out": "mlp_mid",
+    "dense_4h_to_h": "mlp_mid",
 }
 """Which activation a linear reads, by the last part of its name (Hugging Face convention).
 
 A linear with another name gets a site of its own, which is always correct: it is only never fused with others.
 """
+LAST_OF_BLOCK: Final = frozenset({"c_proj", "out_proj", "dense"})
+"""Names that the last linear of an attention and of an MLP both go by; the name of the module around it decides."""
+CROSS_ATTENTION: Final = frozenset({"encoder_attn", "cross_attn", "crossattention", "EncDecAttention"})
+"""Attention to another sequence: its q reads one activation, its k and v another, whatever they are called."""
 
 
 class Site(nn.Module):
@@ -76,7 +95,16 @@ class Site(nn.Module):
 
 def site_kind(linear_name: str) -> SiteKind:
     """The kind of activation the linear with this qualified name reads."""
-    return KIND_OF_LEAF.get(linear_name.rpartition(".")[2], "other")
+    parent, _, leaf = linear_name.rpartition(".")
+    around = parent.rpartition(".")[2]
+    kind = KIND_OF_LEAF.get(leaf, "other")
+    if around in CROSS_ATTENTION and kind == "attn_in":
+        return "other"
+    if leaf in LAST_OF_BLOCK:
+        if "attn" in around.lower() or "attention" in around.lower():
+            return "attn_out"
+        return "mlp_mid" if "mlp" in around.lower() else "other"
+    return kind
 
 
 def site_name(linear_name: str) -> str:
@@ -94,3 +122,17 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
         if isinstance(module, Site):
             sites.setdefault(module.name, module)
     return sites
+
+
+@contextmanager
+def dense(model: nn.Module) -> Iterator[None]:
+    """Read every weight while the context is open; thresholds are set aside in place, so nothing compiles again."""
+    sites = find_sites(model).values()
+    kept = [site.threshold.clone() for site in sites]
+    for site in sites:
+        site.threshold.zero_()
+    try:
+        yield
+    finally:
+        for site, threshold in zip(sites, kept, strict=True):
+            site.threshold.copy_(threshold)

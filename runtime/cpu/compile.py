@@ -1,0 +1,51 @@
+"""How the functions of this package are compiled.
+
+`jit` marks a function that kernels call; `kernel` marks one that Python calls. Kernels have one fixed signature of
+plain integers (addresses, sizes, small codes for dtypes), so there is one compiled version of each, whatever the
+dtypes and layouts are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+from numba import types
+
+from .cache import KernelCache
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# "contract" lets a product and a sum become one FMA. Nothing that reorders sums is allowed: results are the same bits
+# every run, and the exponential in activations.py relies on its rounding steps.
+_OPTIONS: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy", "fastmath": {"contract"}}
+
+
+def jit(function: F) -> F:
+    """Compile a function that kernels call; its code becomes part of theirs."""
+    return cast(F, numba.njit(**_OPTIONS)(function))
+
+
+class Kernel:
+    """A compiled function that Python calls with `arity` integers; compiled, or read from disk, at its first call."""
+
+    def __init__(self, function: Callable[..., None], arity: int) -> None:
+        self._dispatcher = numba.njit(**_OPTIONS)(function)
+        self._dispatcher._cache = KernelCache(function.__name__)
+        self._signature = types.void(*[types.int64] * arity)
+        self._entry: Callable[..., None] | None = None
+        self.__name__ = function.__name__
+        self.__doc__ = function.__doc__
+
+    def __call__(self, *args: int) -> None:
+        entry = self._entry
+        if entry is None:
+            # Not through the dispatcher, which would compile another version for a bool or a NumPy integer.
+            entry = self._entry = cast(Callable[..., None], self._dispatcher.compile(self._signature))
+        entry(*args)
+
+
+def kernel(function: Callable[..., None]) -> Kernel:
+    """Make a `Kernel` of a function whose parameters are all integers."""
+    return Kernel(function, function.__code__.co_argcount)

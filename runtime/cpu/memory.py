@@ -1,0 +1,87 @@
+"""Reading memory that torch owns, from compiled code.
+
+Kernels get tensors as integer addresses. The caller holds the tensors for the whole call, so the addresses stay valid.
+Scratch that a kernel allocates itself is always an array, never a bare address: Numba frees an array after its last
+use, and an address does not count as one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_INT8_POINTER = ir.IntType(8).as_pointer()
+_INT32 = ir.IntType(32)
+
+
+def _pointer_to(element: types.Type) -> Any:
+    """An intrinsic that reads an integer address as a pointer to `element`."""
+
+    def pointer(typing_context: Any, address: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(element)(types.int64), build
+
+    return intrinsic(pointer)
+
+
+float32_pointer = _pointer_to(types.float32)
+uint32_pointer = _pointer_to(types.uint32)
+uint16_pointer = _pointer_to(types.uint16)
+uint8_pointer = _pointer_to(types.uint8)
+int64_pointer = _pointer_to(types.int64)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load(typing_context: Any, pointer: Any, index: Any) -> Any:
+    """`pointer[index]` of memory that the kernel only reads: inputs and weights."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.gep(args[0], [args[1]]))
+
+    return pointer.dtype(pointer, types.uint64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store(typing_context: Any, pointer: Any, index: Any, value: Any) -> Any:
+    """`pointer[index] = value`."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[2], builder.gep(args[0], [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.uint64, pointer.dtype), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typing_context: Any, pointer: Any, index: Any) -> Any:
+    """Ask for the cache line of `pointer[index]`; a hint that never faults."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_INT8_POINTER, _INT32, _INT32, _INT32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        address = builder.bitcast(builder.gep(args[0], [args[1]]), _INT8_POINTER)
+        # read, into the second-level cache (locality 2), data
+        builder.call(function, [address, _INT32(0), _INT32(2), _INT32(1)])
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.uint64), build
+
+
+def _reinterpret(source: types.Type, target: types.Type) -> Any:
+    def bits(typing_context: Any, value: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+        return target(source), build
+
+    return intrinsic(bits)
+
+
+float_of_bits = _reinterpret(types.uint32, types.float32)
+bits_of_float = _reinterpret(types.float32, types.uint32)

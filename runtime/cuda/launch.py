@@ -1,0 +1,86 @@
+"""Loading cubins and launching them on torch's current stream."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Any
+
+from ..errors import ZigpassError
+from .arguments import Arguments
+from .compiler import compile_kernel
+from .device import Device, ensure_context
+
+FIRST_ARCH_WITH_DEPENDENT_LAUNCH = 90
+_lock = threading.Lock()
+_functions: dict[tuple[Any, ...], Function] = {}
+
+
+class Function:
+    """A loaded kernel of one device with fixed block size and shared memory."""
+
+    def __init__(
+        self, device: Device, file: str, name: str, macros: dict[str, int], threads: int, shared: int, dependent: bool
+    ) -> None:
+        from cuda.bindings import driver
+
+        ensure_context()
+        self._code = compile_kernel(file, macros, device.arch)
+        self._driver = driver
+        kernel = self._code.get_kernel(name).handle
+        self._handle = driver.CUfunction(int(kernel))
+        self._label = f"{name} of {file}"
+        self._threads, self._shared = threads, shared
+        self._attributes = []
+        if device.arch >= FIRST_ARCH_WITH_DEPENDENT_LAUNCH and dependent:
+            attribute = driver.CUlaunchAttribute()
+            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attribute.value.programmaticStreamSerializationAllowed = 1
+            self._attributes = [attribute]
+        if shared > 48 << 10:
+            limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._check(driver.cuKernelSetAttribute(limit, shared, kernel, driver.cuDeviceGet(device.index)[1]))
+
+    def launch(self, grid: tuple[int, int], stream: int, parameters: int) -> None:
+        """Launch on the stream with this handle.
+
+        Args:
+            parameters: address of the array of parameter addresses; read before this returns.
+
+        Raises:
+            ZigpassError: the driver refused the launch; its name for the reason.
+        """
+        driver = self._driver
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY = grid
+        config.gridDimZ = config.blockDimY = config.blockDimZ = 1
+        config.blockDimX = self._threads
+        config.sharedMemBytes = self._shared
+        config.hStream = stream
+        if self._attributes:
+            config.attrs = self._attributes
+            config.numAttrs = 1
+        self._check(driver.cuLaunchKernelEx(config, self._handle, parameters, 0))
+
+    def launch_arguments(self, grid: tuple[int, int], stream: int, arguments: Arguments) -> None:
+        """As `launch`, for the kernels whose only parameter is `Arguments`."""
+        address = ctypes.c_void_p(ctypes.addressof(arguments))
+        self.launch(grid, stream, ctypes.addressof(address))
+
+    def _check(self, result: tuple[Any, ...]) -> None:
+        if int(result[0]) != 0:
+            raise ZigpassError(f"launching {self._label} failed: {result[0].name}")
+
+
+def get_function(
+    device: Device, file: str, name: str, macros: dict[str, int], threads: int, shared: int = 0, dependent: bool = False
+) -> Function:
+    """The kernel, compiled and loaded at its first use on a device; `dependent` when it waits for the one before."""
+    key = (device.index, name, *sorted(macros.items()))
+    found = _functions.get(key)
+    if found is None:
+        with _lock:
+            found = _functions.get(key)
+            if found is None:
+                found = _functions[key] = Function(device, file, name, macros, threads, shared, dependent)
+    return found

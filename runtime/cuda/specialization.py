@@ -1,0 +1,151 @@
+"""Which kernel a launch needs: the macros of `gemv.cu`, and the sizes that follow from them."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+
+from ..layout import Layout, round_up
+from .arguments import Arguments
+from .formats import FORMAT_BYTES
+
+STEP = 16
+"""Columns of one tensor-core step; a group of the active list starts at a multiple of it."""
+OUT_GROUP = 1 << 20
+"""GROUP of the scale axis "out", which has no groups: larger than any K."""
+
+
+def max_rows(bits: int, arch: int) -> int:
+    """Rows of x that one launch takes without spilling registers; 2 bits hold twice the sums.
+
+    Before sm_80 a step is two tensor-core instructions, whose operands live longer.
+    """
+    rows = 2 if bits == 2 else 4
+    return rows if arch >= 80 else rows // 2
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightKind:
+    """What the weights of one launch have in common, or `fits` is False and they are launched one by one.
+
+    Attributes:
+        bits, scale_axis, group_size, zero_kind: as in `Layout`; group_size is `OUT_GROUP` for axis "out".
+        scale_format, zero_format: codes of `formats`.
+    """
+
+    bits: int
+    scale_axis_out: bool
+    group: int
+    scale_format: int
+    zero_format: int
+    zero_kind: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LaunchConfig:
+    """What the tuner chooses for a shape.
+
+    Attributes:
+        row_warps: warps side by side along the rows of a tile.
+        column_warps: warps that share the active list of a block.
+        blocks_per_sm: blocks that one multiprocessor holds at once; the grid is one wave.
+        depth: steps of 16 columns in flight per warp.
+        chunk: most columns a block compacts at a time; cut down to what shared memory holds.
+    """
+
+    row_warps: int
+    column_warps: int
+    blocks_per_sm: int
+    depth: int
+    chunk: int = 4096
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.row_warps * self.column_warps
+
+
+@dataclasses.dataclass(frozen=True)
+class Gemv:
+    """One specialization of `gemv.cu`; `macros` spells it for the compiler."""
+
+    kind: WeightKind
+    config: LaunchConfig
+    x_format: int
+    out_format: int
+    sparse: bool
+    rows: int
+    has_gate: bool = False
+    activation: int = 0
+
+    @property
+    def tile(self) -> int:
+        """Rows that a block works on at a time."""
+        return 1024 // self.kind.bits * self.config.row_warps
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory; the kernel asserts that its struct fits."""
+        kind, config = self.kind, self.config
+        padded_group = round_up(kind.group, 32)
+        groups = 2 if kind.scale_axis_out else config.chunk // padded_group + 3
+        entries = config.chunk + STEP * groups
+        scale_bytes = FORMAT_BYTES[kind.scale_format] + FORMAT_BYTES[kind.zero_format]
+        staged = 32 if kind.scale_axis_out else groups * self.tile * scale_bytes
+        reduced = config.column_warps * self.tile * self.rows * 4
+        listed = self.rows * 4 * (config.chunk + entries) + entries * 2 + entries // STEP * 2
+        marks = config.chunk // 8 * 9 + self.rows * config.threads // 8
+        return round_up(max(staged, reduced) + reduced + listed + marks + 192, 16)
+
+    @property
+    def macros(self) -> dict[str, int]:
+        kind, config = self.kind, self.config
+        return {
+            "BITS": kind.bits,
+            "SCALE_AXIS_OUT": int(kind.scale_axis_out),
+            "GROUP": kind.group,
+            "SCALE_FORMAT": kind.scale_format,
+            "ZERO_FORMAT": kind.zero_format,
+            "ZERO_KIND": kind.zero_kind,
+            "X_FORMAT": self.x_format,
+            "HAS_GATE": int(self.has_gate),
+            "ACTIVATION": self.activation,
+            "OUT_FORMAT": self.out_format,
+            "SPARSE": int(self.sparse),
+            "ROWS": self.rows,
+            "ROW_WARPS": config.row_warps,
+            "COLUMN_WARPS": config.column_warps,
+            "BLOCKS_PER_SM": config.blocks_per_sm,
+            "CHUNK": config.chunk,
+            "DEPTH": config.depth,
+            "SHARED_BYTES": self.shared_bytes,
+            "ARGUMENT_BYTES": ctypes.sizeof(Arguments),
+        }
+
+    def fit(self, columns: int, shared_limit: int) -> Gemv | None:
+        """This specialization with the largest chunk that is useful and fits, or None when none fits.
+
+        Args:
+            columns: most columns that a block gets of one tile.
+            shared_limit: bytes of shared memory that a block may take.
+        """
+        chunk = self.config.chunk
+        while chunk // 2 >= max(columns, 128):
+            chunk //= 2
+        while chunk >= 64:
+            fitted = dataclasses.replace(self, config=dataclasses.replace(self.config, chunk=chunk))
+            if fitted.shared_bytes <= shared_limit:
+                return fitted
+            chunk //= 2
+        return None
+
+
+def count_tiles(layout: Layout, tile: int) -> int:
+    """Tiles of a weight: bands cut into pieces of `tile` rows."""
+    last_start, last_end = layout.band_rows(layout.num_bands - 1)
+    return (layout.num_bands - 1) * -(-layout.band // tile) + -(-(last_end - last_start) // tile)
+
+
+def count_words(k: int, group: int) -> int:
+    """Columns of a tile in words of 32, every group padded to whole words."""
+    groups = -(-k // group)
+    return (groups - 1) * (round_up(group, 32) // 32) + -(-(k - (groups - 1) * group) // 32)

@@ -1,0 +1,543 @@
+// zigzag GEMV: y = W x for 1 to 4 rows of x, W in the zigzag layout, columns of inactive entries never read.
+// README.md beside this file draws the layout, the thread map and the byte counts.
+//
+// One launch covers up to three weights that share x (q, k, v or gate, up). Their bands are cut into tiles of
+// TILE = 256 * ROW_WARPS rows (4 bits), and the flat (tile, column) space is dealt evenly to a one-wave grid, so every
+// block does the same work whatever the shapes. Blocks leave partial sums; `zigzag_combine`, or the next GEMV of an MLP
+// while it selects, adds them up in block order: the same bits every run, without atomics. A block thresholds and compacts its own piece of x in shared memory
+// (no index kernel, no index list in global memory), then its warps share the active list evenly.
+//
+// Arithmetic: a field of q bits ANDed out of a 16-bit half is a subnormal fp16 of value code * 2^(offset - 24), so the
+// codes enter the tensor cores as they lie, exactly, for one AND each. x is scaled by a power of two and split in
+// two fp16 parts that hold 22 bits; sums are fp32.
+//
+// Macros: BITS, SCALE_AXIS_OUT, GROUP, SCALE_FORMAT, ZERO_FORMAT, ZERO_KIND, X_FORMAT (NONE: x is the activated middle
+// of an MLP, given as partial sums), HAS_GATE, ACTIVATION, OUT_FORMAT (of zigzag_combine), SPARSE, ROWS,
+// ROW_WARPS, COLUMN_WARPS, BLOCKS_PER_SM, CHUNK, DEPTH, SHARED_BYTES, ARGUMENT_BYTES.
+#include "common.cuh"
+
+struct Arguments {
+  Weight weights[3];
+  const void* x;           // [rows, k]
+  const float* threshold;  // 1 or k
+  float* partials;         // [slots, ROWS, TILE]
+  const float* in_partials;  // of the launch that made the middle
+  const void* gate_bias;
+  const void* up_bias;
+  int gate_bias_format;
+  int up_bias_format;
+  int num_weights;
+  int num_tiles;
+  int k;
+  int rows;
+  int per_channel;  // 1: a threshold per entry
+  int in_tiles;     // tiles of the producing launch, all weights
+  int in_up_tile;   // first tile of up in it
+  int in_blocks;    // its grid
+  int in_words;     // its columns a tile, in words of 32
+  int in_tile;      // rows of its tiles
+  int gate_band;    // tiles are cut inside bands
+  int up_band;
+  int blocks;       // the grid of zigzag_gemv, for zigzag_combine
+  int reserved;
+};
+static_assert(sizeof(Arguments) == ARGUMENT_BYTES, "the Python side packs another struct");
+
+constexpr int WARPS = ROW_WARPS * COLUMN_WARPS;
+constexpr int THREADS = WARPS * 32;
+constexpr int FIELDS = 32 / BITS;           // codes in a word
+constexpr int FIELDS_PER_BYTE = 8 / BITS;
+constexpr int DEPTH_WORDS = 4 * BITS;       // words of a block of 128 rows
+constexpr int LANES_PER_BLOCK = BITS;       // lanes of 16 bytes
+constexpr int WARP_ROWS = 1024 / BITS;      // 8 lanes of 16 bytes
+constexpr int TILE = WARP_ROWS * ROW_WARPS;
+constexpr int STEP = 16;                    // columns of an mma
+// A group is padded to whole words of 32 columns: `virtual` columns count the padding.
+constexpr int GROUP_PADDED = div_up(GROUP, 32) * 32;
+constexpr int GROUP_WORDS = GROUP_PADDED / 32;
+constexpr int CHUNK_WORDS = CHUNK / 32;
+constexpr int MAX_GROUPS = SCALE_AXIS_OUT ? 2 : CHUNK / GROUP_PADDED + 3;  // two pieces, each cut anywhere
+constexpr int LIST = CHUNK + STEP * MAX_GROUPS;
+constexpr u16 PADDING = 0xffff;
+constexpr int STAGED_SCALE = SCALE_AXIS_OUT ? 16 : MAX_GROUPS * TILE * format_bytes(SCALE_FORMAT);
+constexpr int STAGED_ZERO = SCALE_AXIS_OUT ? 16 : MAX_GROUPS * TILE * format_bytes(ZERO_FORMAT);
+constexpr int STAGED = STAGED_SCALE + STAGED_ZERO;
+constexpr int REDUCED = COLUMN_WARPS * TILE * ROWS * 4;
+// An mma has 8 result columns. One row of x takes two (high and low part); with fewer than 8 taken, that many
+// words of a lane share one set of sums, each in its own result columns.
+constexpr int TAKEN = 2 * (ROWS == 3 ? 4 : ROWS);
+constexpr int QUADS = TILE * ROWS / 4;      // of the sums, in float4
+[[maybe_unused]] constexpr int SHARING = 8 / TAKEN;
+static_assert(ROWS == 1 || ROWS == 2 || ROWS == 4, "rows of a launch");
+static_assert(!SCALE_AXIS_OUT || (BITS == 4 && ROWS == 1), "scale_axis out: 4 bits, one row");
+static_assert(CHUNK % 32 == 0 && CHUNK < 65535, "columns of a chunk are 16-bit");
+
+struct Tile {
+  int weight;
+  int band_start;
+  int band_rows;
+  int row;       // first row inside the band
+  int rows;      // rows of the tile that exist, padding to 128 included
+};
+
+// Columns of one tile that a block works on in one pass. A pass has up to two, the end of a tile and the start of the
+// next, so that a block whose share crosses a tile does not wait for memory a second time.
+struct Piece {
+  Tile tile;
+  int index;         // of the tile in the launch
+  int word;          // first virtual column / 32
+  int words;         // 0: no such piece
+  bool closes;       // the block does no more of this tile
+
+  DEVICE int first_column() const;
+};
+
+struct Steps {
+  int first;  // of the first piece
+  int all;
+};
+
+struct __align__(16) Shared {
+  // Sums of the warps, for the first and the second piece; scales are done with when the second is stored.
+  float reduced_first[REDUCED / 4];
+  union {
+    u8 staged[STAGED];
+    float reduced_second[REDUCED / 4];
+  };
+  float x[ROWS][CHUNK];
+#if X_FORMAT == 4
+  int4 gathers[CHUNK_WORDS];
+#endif
+  // "in": fp16 high and low parts; "out": the scaled entry itself, its parts depend on the row block.
+  union {
+    u16 parts[ROWS][2][LIST];
+    float entries[ROWS][LIST];
+  };
+  u16 columns[LIST];
+  u16 step_group[LIST / STEP];
+  u32 masks[CHUNK_WORDS];
+  u32 largest[ROWS][WARPS];
+  int4 places[CHUNK_WORDS];
+  Steps steps;
+  Piece pieces[2];  // here and not in registers: they live as long as the sums do
+  float unscale[ROWS];
+};
+static_assert(sizeof(Shared) <= SHARED_BYTES, "shared memory of the launch");
+
+DEVICE Tile find_tile(const Arguments& a, int tile) {
+  Tile t;
+  t.weight = 0;
+  if (a.num_weights > 1 && tile >= a.weights[1].first_tile) t.weight = 1;
+  if (a.num_weights > 2 && tile >= a.weights[2].first_tile) t.weight = 2;
+  const Weight& w = a.weights[t.weight];
+  const int local = tile - w.first_tile, per_band = div_up(w.band, TILE);
+  const int band = local / per_band;
+  t.band_start = band * w.band;
+  t.band_rows = min(w.band, w.padded_n - t.band_start);
+  t.row = (local - band * per_band) * TILE;
+  t.rows = min(TILE, t.band_rows - t.row);
+  return t;
+}
+
+// Virtual columns of a tile, in words of 32.
+DEVICE int words_of(int k) {
+  const int groups = div_up(k, GROUP);
+  return (groups - 1) * GROUP_WORDS + div_up(k - (groups - 1) * GROUP, 32);
+}
+
+DEVICE int column_of(int v) { return GROUP == GROUP_PADDED ? v : v / GROUP_PADDED * GROUP + v % GROUP_PADDED; }
+
+DEVICE int Piece::first_column() const { return column_of(word * 32); }
+
+DEVICE bool exists(int v, int k) {
+  return column_of(v) < k && (GROUP == GROUP_PADDED || v % GROUP_PADDED < GROUP);
+}
+
+// Word `p` of the flat space belongs to the block that this returns; block b starts at words * b / blocks.
+// The launcher refuses a space where the products would leave 32 bits; 64-bit divisions cost several times more.
+DEVICE int owner(int p, int words, int blocks) { return ((u32(p) + 1) * u32(blocks) - 1) / u32(words); }
+DEVICE int start_of(int block, int words, int blocks) { return u32(words) * u32(block) / u32(blocks); }
+
+// Word of a tile that is the `word`-th of a pass.
+DEVICE int virtual_word(const Piece& first, const Piece& second, int word) {
+  return word < first.words ? first.word + word : second.word + word - first.words;
+}
+
+#if X_FORMAT == 4
+// Where the parts of a row of the middle lie: the first, as an index of floats, and how many.
+DEVICE int2 parts_of(const Arguments& a, int first_tile, int band_size, int row) {
+  const int per_band = div_up(band_size, a.in_tile), band = row / band_size, in_band = row - band * band_size;
+  const int tile = first_tile + band * per_band + in_band / a.in_tile;
+  const int words = a.in_tiles * a.in_words, first = owner(tile * a.in_words, words, a.in_blocks);
+  return make_int2((first + tile) * a.in_tile + in_band % a.in_tile,
+                   owner((tile + 1) * a.in_words - 1, words, a.in_blocks) - first + 1);
+}
+
+DEVICE int4 gather_of(const Arguments& a, int k) {
+  const int2 up = parts_of(a, a.in_up_tile, a.up_band, k);
+  const int2 gate = HAS_GATE ? parts_of(a, 0, a.gate_band, k) : make_int2(0, 0);
+  return make_int4(gate.x, gate.y, up.x, up.y);
+}
+
+// Row k of the middle: the parts of gate and up in block order, biases, activation.
+DEVICE float load_middle(const Arguments& a, const int4& gather, int lane, int k) {
+  const float *gate_from = a.in_partials + gather.x + lane, *up_from = a.in_partials + gather.z + lane;
+  float gate = 0.0f, up = 0.0f;
+  // Eight loads each under way at a time, also where fewer are left: their latency is all that this costs.
+  for (int b = 0; b < max(gather.y, gather.w); b += 8) {
+    float gate_part[8], up_part[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      gate_part[i] = b + i < gather.y ? __ldcg(gate_from + (b + i) * a.in_tile) : 0.0f;
+      up_part[i] = b + i < gather.w ? __ldcg(up_from + (b + i) * a.in_tile) : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) gate += gate_part[i], up += up_part[i];
+  }
+  if (a.up_bias_format != NONE) up += load_as_float(a.up_bias, k, a.up_bias_format);
+  if (!HAS_GATE) return activate<ACTIVATION>(up);
+  if (a.gate_bias_format != NONE) gate += load_as_float(a.gate_bias, k, a.gate_bias_format);
+  return activate<ACTIVATION>(gate) * up;
+}
+
+// 32 columns of a word are 32 rows of one tile of the middle's producer, unless groups are padded inside words.
+constexpr bool GATHER_BY_WORD = GROUP == GROUP_PADDED;
+#endif
+
+// Works out, before the previous kernel is done, where the pass will find its x.
+DEVICE void prepare_gathers(Shared& s, const Arguments& a, const Piece& first, const Piece& second) {
+#if X_FORMAT == 4
+  if (!GATHER_BY_WORD) return;
+  for (int word = threadIdx.x; word < first.words + second.words; word += THREADS)
+    s.gathers[word] = gather_of(a, virtual_word(first, second, word) * 32);
+  __syncthreads();
+#endif
+}
+
+DEVICE float load_x(const Shared& s, const Arguments& a, int row, int word, int k) {
+#if X_FORMAT == 4
+  if (GATHER_BY_WORD) return load_middle(a, s.gathers[word], threadIdx.x % 32, k);
+  return load_middle(a, gather_of(a, k), 0, k);
+#else
+  return load_as_float<X_FORMAT>(a.x, (long long)row * a.k + k);
+#endif
+}
+
+DEVICE u32 warp_max(u32 value) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(ALL_LANES, value);
+#else
+#pragma unroll
+  for (int offset = 16; offset; offset >>= 1) value = max(value, __shfl_xor_sync(ALL_LANES, value, offset));
+  return value;
+#endif
+}
+
+constexpr int AT_ONCE = 2;  // words of x that a warp waits for together
+
+// Reads the entries of both pieces and marks the active ones: s.x, s.masks, and the largest magnitude of each warp.
+DEVICE void predict(Shared& s, const Arguments& a, const Piece& first, const Piece& second) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  u32 largest[ROWS];
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r) largest[r] = 0;
+  const int words = first.words + second.words;
+  for (int block = 0; block < words; block += AT_ONCE * WARPS) {
+    float value[AT_ONCE][ROWS];
+    bool active[AT_ONCE];
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; ++u) {
+      const int word = block + u * WARPS + warp, v = virtual_word(first, second, word) * 32 + lane;
+      active[u] = word < words && exists(v, a.k);
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r)
+        value[u][r] = active[u] && r < a.rows ? load_x(s, a, r, word, column_of(v)) : 0.0f;
+    }
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; ++u) {
+      const int word = block + u * WARPS + warp;
+      if (word >= words) break;
+#if SPARSE
+      const int k = column_of(virtual_word(first, second, word) * 32 + lane);
+      if (active[u]) active[u] = !(fabsf(value[u][0]) < __ldg(a.threshold + (a.per_channel ? k : 0)));
+#endif
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+        s.x[r][word * 32 + lane] = value[u][r];
+        if (active[u]) largest[r] = max(largest[r], __float_as_uint(value[u][r]) & 0x7fffffffu);
+      }
+      const u32 mask = __ballot_sync(ALL_LANES, active[u]);
+      if (lane == 0) s.masks[word] = mask;
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r) {
+    largest[r] = warp_max(largest[r]);
+    if (lane == 0) s.largest[r][warp] = largest[r];
+  }
+}
+
+// The exponent field E of the largest magnitude decides the power of two that brings it under 2^15 ("in") or 2^6
+// ("out", which leaves room for column scales up to 512). Infinity and NaN keep scale one and spread as they must.
+constexpr int TARGET = SCALE_AXIS_OUT ? 5 : 14;
+DEVICE u32 exponent_of(const Shared& s, int r) {
+  const int lane = threadIdx.x % 32;
+  const u32 e = warp_max(lane < WARPS ? s.largest[r][lane] : 0) >> 23;
+  return e == 255 ? 127 + TARGET : max(e, TARGET + 1u);
+}
+DEVICE float scale_of(u32 exponent) { return __uint_as_float((254 + TARGET - exponent) << 23); }
+DEVICE float unscale_of(u32 exponent) { return __uint_as_float((exponent - TARGET) << 23); }
+
+DEVICE int inclusive_scan(int value) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset <<= 1) {
+    const int below = __shfl_up_sync(ALL_LANES, value, offset);
+    if (lane >= offset) value += below;
+  }
+  return value;
+}
+
+DEVICE void put_entry(Shared& s, int at, int word, int lane, const float (&scale)[ROWS]) {
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r) {
+    const float value = lane >= 0 ? s.x[r][word * 32 + lane] * scale[r] : 0.0f;
+#if SCALE_AXIS_OUT
+    s.entries[r][at] = value;
+#else
+    const u16 high = to_f16(value);
+    s.parts[r][0][at] = high;
+    s.parts[r][1][at] = to_f16(value - from_f16(high));
+#endif
+  }
+}
+
+// Finds where each word's entries go: every group starts at a multiple of STEP. One warp does it for the block.
+DEVICE void find_places(Shared& s, const Piece& first, const Piece& second) {
+  const int lane = threadIdx.x, words = first.words + second.words;
+  int base = 0, open = 0;  // list length so far, entries of the group that the next 32 words continue
+  for (int block = 0; block < words; block += 32) {
+    const int word = block + lane, in_group = virtual_word(first, second, word) % GROUP_WORDS;
+    const int count = word < words ? __popc(s.masks[word]) : 0;
+    const bool last =
+        word < words && (in_group == GROUP_WORDS - 1 || word == first.words - 1 || word == words - 1);
+    int total = count;  // of the group, up to this word
+#pragma unroll
+    for (int offset = 1; offset < 32 && offset < GROUP_WORDS; offset <<= 1) {
+      const int below = __shfl_up_sync(ALL_LANES, total, offset);
+      if (lane >= offset && in_group >= offset) total += below;
+    }
+    if (in_group > lane) total += open;
+    const int padded = last ? div_up(total, STEP) * STEP : 0;
+    const int ended = inclusive_scan(padded), start = base + ended - padded;
+    if (word < words) s.places[word] = make_int4(start + total - count, start, total, padded);
+    if (word == first.words - 1) s.steps.first = (start + padded) / STEP;
+    if (word == words - 1) s.steps.all = (start + padded) / STEP;
+    base += __shfl_sync(ALL_LANES, ended, 31);
+    open = __shfl_sync(ALL_LANES, last ? 0 : total, 31);
+  }
+}
+
+// Writes the active list: entries and columns, the gap after a group filled with zeros that load nothing.
+DEVICE void compact(Shared& s, const Piece& first, const Piece& second, const float (&scale)[ROWS]) {
+  const int lane = threadIdx.x % 32, first_column = first.first_column(), first_group = first.word / GROUP_WORDS;
+  const int first_groups = (first.word + first.words - 1) / GROUP_WORDS - first_group + 1;
+  for (int word = threadIdx.x / 32; word < first.words + second.words; word += WARPS) {
+    const int4 place = s.places[word];  // of the word's entries, its group's start, entries so far, length if it ends
+    const u32 mask = s.masks[word];
+    const int of_tile = virtual_word(first, second, word);
+    const bool in_first = word < first.words;
+    if (mask >> lane & 1) {
+      const int at = place.x + __popc(mask & ((1u << lane) - 1));
+      // The second piece starts its tile, at column 0.
+      s.columns[at] = u16(column_of(of_tile * 32 + lane) - (in_first ? first_column : 0));
+      put_entry(s, at, word, lane, scale);
+    }
+    if (place.z + lane < place.w) {
+      s.columns[place.y + place.z + lane] = PADDING;
+      put_entry(s, place.y + place.z + lane, 0, -1, scale);
+    }
+    const int group = of_tile / GROUP_WORDS;
+    for (int step = lane; step < place.w / STEP; step += 32)
+      s.step_group[place.y / STEP + step] = u16(in_first ? group - first_group : group + first_groups);
+  }
+}
+
+// Four columns of a step, 16 bytes each: all that a lane reads of the codes.
+struct Codes {
+  uint4 column[4];
+};
+
+DEVICE u32 word_of(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+
+DEVICE void columns_of_step(const Shared& s, int step, int (&column)[4]) {
+  const u32* pairs = reinterpret_cast<const u32*>(s.columns) + step * (STEP / 2) + threadIdx.x % 4;
+  const u32 low = pairs[0], high = pairs[4];
+  column[0] = low & 0xffff;
+  column[1] = low >> 16;
+  column[2] = high & 0xffff;
+  column[3] = high >> 16;
+}
+
+DEVICE void load_codes(Codes& codes, const int (&column)[4], const u8* base, u32 stride, bool lane_exists) {
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    codes.column[c] = make_uint4(0, 0, 0, 0);
+    if (lane_exists && column[c] != PADDING) codes.column[c] = load_streaming(base + (u64)column[c] * stride);
+  }
+}
+
+// The 16-bit halves of word i of a lane's four columns, paired as an mma fragment wants them.
+struct Halves {
+  u32 low[2];   // rows of fields 0 .. FIELDS/2-1, columns (0, 1) and (2, 3)
+  u32 high[2];  // rows of the other fields
+};
+
+DEVICE Halves halves_of(const Codes& codes, int i) {
+  Halves h;
+#pragma unroll
+  for (int pair = 0; pair < 2; ++pair) {
+    const u32 even = word_of(codes.column[2 * pair], i), odd = word_of(codes.column[2 * pair + 1], i);
+    h.low[pair] = __byte_perm(even, odd, 0x5410);
+    h.high[pair] = __byte_perm(even, odd, 0x7632);
+  }
+  return h;
+}
+
+// Field f of a pair of halves, as two subnormal fp16.
+DEVICE u32 take_field(u32 halves, int f) {
+  constexpr u32 mask = ((1u << BITS) - 1) * 0x00010001u;
+  return (f >= FIELDS_PER_BYTE ? halves >> 8 : halves) & (mask << (f % FIELDS_PER_BYTE * BITS));
+}
+
+// What brings a sum of field f back to whole codes: 2^(24 - bit offset).
+DEVICE constexpr float field_unit(int f) { return float(1u << (24 - f % FIELDS_PER_BYTE * BITS)); }
+
+#if SCALE_AXIS_OUT
+#include "columns_out.cuh"
+#else
+#include "columns_in.cuh"
+#endif
+
+// Adds up the warps of the block, in order, into the block's slot of the workspace.
+DEVICE void publish(const Arguments& a, const float* reduced, int tile) {
+  float4* slot = reinterpret_cast<float4*>(a.partials) + (long long)(blockIdx.x + tile) * QUADS;
+  const float4* sums = reinterpret_cast<const float4*>(reduced);
+  for (int quad = threadIdx.x; quad < QUADS; quad += THREADS) {
+    float4 sum = sums[quad];
+#pragma unroll
+    for (int c = 1; c < COLUMN_WARPS; ++c) {
+      const float4 part = sums[c * QUADS + quad];
+      sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+    }
+    __stcg(slot + quad, sum);
+  }
+}
+
+// The pieces of the next pass over [at, end); two threads, one piece each.
+DEVICE void cut_pieces(Shared& s, const Arguments& a, int at, int end, int words) {
+  const int i = threadIdx.x, index = at / words, word = at - index * words;
+  const int left = min(words - word, end - at), taken = min(left, CHUNK_WORDS);
+  const int rest = taken == left ? min(words, end - at - taken) : 0;  // of the next tile
+  const int more = min(rest, CHUNK_WORDS - taken);
+  Piece& p = s.pieces[i];
+  p.index = i && more ? index + 1 : index;
+  p.tile = find_tile(a, p.index);
+  p.word = i ? 0 : word;
+  p.words = i ? more : taken;
+  p.closes = i ? more && more == rest : taken == left;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
+zigzag_gemv(const __grid_constant__ Arguments a) {
+  extern __shared__ __align__(16) u8 shared_bytes[];
+  Shared& s = *reinterpret_cast<Shared*>(shared_bytes);
+  const int words = words_of(a.k), all_words = words * a.num_tiles;
+  int at = start_of(blockIdx.x, all_words, gridDim.x);
+  const int end = start_of(blockIdx.x + 1, all_words, gridDim.x);
+  const int row_warp = threadIdx.x / 32 % ROW_WARPS, column_warp = threadIdx.x / 32 / ROW_WARPS;
+
+  launch_dependents();
+  Sums sums;
+  sums.clear();
+  const Piece &first = s.pieces[0], &second = s.pieces[1];
+  bool waited = false;
+  while (at < end) {
+    if (waited) __syncthreads();  // the last pass still reads its pieces, list and sums
+    if (threadIdx.x < 2) cut_pieces(s, a, at, end, words);
+    __syncthreads();
+    at += first.words + second.words;
+    if (!waited) {
+      prefetch_scales(a, first);
+      if (second.words) prefetch_scales(a, second);
+      prepare_gathers(s, a, first, second);
+      wait_for_previous_kernel();
+      waited = true;
+    } else {
+      prepare_gathers(s, a, first, second);
+    }
+    predict(s, a, first, second);
+    __syncthreads();
+    // While one warp finds the places, the others fetch the scales.
+    if (threadIdx.x < 32) find_places(s, first, second);
+    if (WARPS == 1 || threadIdx.x >= 32) stage_scales(s, a, first, second);
+    float scale[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      const u32 exponent = exponent_of(s, r);
+      scale[r] = scale_of(exponent);
+      if (threadIdx.x == 0) s.unscale[r] = unscale_of(exponent);
+    }
+    __syncthreads();
+    compact(s, first, second, scale);
+    wait_for_copies();
+    __syncthreads();
+    accumulate(s, a, first, second, sums, row_warp, column_warp, s.steps);
+    if (second.closes) {
+      __syncthreads();  // staged scales make room for the sums
+      sums.store(s.reduced_second, row_warp, column_warp);
+      sums.clear();
+    }
+    __syncthreads();
+    if (first.closes) publish(a, s.reduced_first, first.index);
+    if (second.closes) publish(a, s.reduced_second, second.index);
+  }
+}
+
+// Rows of a tile that a block of zigzag_combine adds up, and the threads that share one: enough blocks for every
+// multiprocessor, enough loads at a time to wait for memory once.
+constexpr int COMBINED_ROWS = 64;
+constexpr int COMBINE_PARTS = 4;
+
+// y = the sum over blocks, in block order, plus bias, in y's dtype. Grid: (num_tiles * TILE / COMBINED_ROWS, rows).
+extern "C" __global__ void __launch_bounds__(COMBINED_ROWS * COMBINE_PARTS)
+zigzag_combine(const __grid_constant__ Arguments a) {
+  __shared__ float parts[COMBINE_PARTS][COMBINED_ROWS];
+  const int index = blockIdx.x * COMBINED_ROWS / TILE, row = blockIdx.x * COMBINED_ROWS % TILE + threadIdx.x % COMBINED_ROWS;
+  const int part = threadIdx.x / COMBINED_ROWS, words = words_of(a.k), r = blockIdx.y;
+  const int first = owner(index * words, a.num_tiles * words, a.blocks);
+  const int count = owner((index + 1) * words - 1, a.num_tiles * words, a.blocks) - first + 1;
+  const Tile t = find_tile(a, index);
+  const int begin = count * part / COMBINE_PARTS, end = count * (part + 1) / COMBINE_PARTS;
+  const float* from = a.partials + ((long long)(first + index) * ROWS + r) * TILE + row;
+  launch_dependents();
+  wait_for_previous_kernel();
+  float sum = 0.0f;
+  for (int c = begin; c < end; c += 12) {
+    float v[12];
+#pragma unroll
+    for (int i = 0; i < 12; ++i) v[i] = c + i < end ? __ldcg(from + (long long)(c + i) * ROWS * TILE) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < 12; ++i) sum += v[i];
+  }
+  parts[part][threadIdx.x % COMBINED_ROWS] = sum;
+  __syncthreads();
+  const Weight& w = a.weights[t.weight];
+  const int n = t.band_start + t.row + row;
+  if (part == 0 && row < t.rows && n < w.n) {
+#pragma unroll
+    for (int p = 1; p < COMBINE_PARTS; ++p) sum += parts[p][threadIdx.x];
+    if (w.bias_format != NONE) sum += load_as_float(w.bias, n, w.bias_format);
+    store_float<OUT_FORMAT>(w.out, (long long)r * w.n + n, sum);
+  }
+}

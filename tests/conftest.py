@@ -1,0 +1,26 @@
+"""Fixtures shared by the tests."""
+
+import os
+
+import pytest
+import torch
+
+# Test files run in two processes side by side; more threads than cores make both slower.
+torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+
+
+@pytest.fixture(scope="session")
+def smollm2_path():
+    """The real checkpoint, fetched once into the cache folder.
+
+    Where it cannot be fetched the tests that need it are skipped, except in CI, where that is a failure.
+    """
+    from zigpass.demo_checkpoint import find_checkpoint
+    from zigpass.runtime import ZigpassError
+
+    try:
+        return find_checkpoint()
+    except ZigpassError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no checkpoint: {error}")

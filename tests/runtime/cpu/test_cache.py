@@ -1,0 +1,121 @@
+"""Compiled kernels on disk: reused, checked, and never in the way."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zigpass.runtime.cpu.cache import cache_root
+from zigpass.runtime.cpu.compile import Kernel, kernel
+from zigpass.runtime.cpu.memory import int64_pointer, store
+
+
+def make_kernel() -> Kernel:
+    @kernel
+    def write_sum(a: int, b: int, out: int) -> None:
+        store(int64_pointer(out), 0, a + b)
+
+    return write_sum
+
+
+def check(fresh: Kernel) -> None:
+    out = np.zeros(1, np.int64)
+    fresh(40, 2, out.ctypes.data)
+    assert out[0] == 42
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Path:
+    monkeypatch.setenv("ZIGPASS_CACHE_DIR", str(tmp_path / "cache"))
+    caplog.set_level(logging.DEBUG, logger="zigpass.runtime.cpu")
+    return tmp_path / "cache"
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_the_second_time_is_read_from_disk(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    check(make_kernel())
+    assert [path.name.split("-")[0] for path in files(folder)] == ["write_sum"]
+    assert sum("compiled kernel write_sum" in message for message in caplog.messages) == 1
+    caplog.clear()
+    check(make_kernel())
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "bit", "pickle"])
+def test_a_damaged_file_is_replaced(folder: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+    check(make_kernel())
+    (path,) = files(folder)
+    content = path.read_bytes()
+    changed = {
+        "empty": b"",
+        "cut": content[: len(content) // 2],
+        "bit": content[:-100] + bytes([content[-100] ^ 1]) + content[-99:],
+        "pickle": pickle.dumps("something else"),
+    }
+    path.write_bytes(changed[damage])
+    caplog.clear()
+    check(make_kernel())
+    (message,) = warnings(caplog)
+    assert str(path.parent) in message
+    assert "ZIGPASS_CACHE_DIR" in message
+    caplog.clear()
+    check(make_kernel())
+    assert caplog.messages == [], "the damaged file was not replaced"
+
+
+def test_a_folder_that_cannot_be_written_warns_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    occupied = tmp_path / "occupied"
+    occupied.write_text("a file where the folder should be")
+    monkeypatch.setenv("ZIGPASS_CACHE_DIR", str(occupied))
+    check(make_kernel())
+    check(make_kernel())
+    (message,) = warnings(caplog)
+    assert str(occupied) in message
+    assert occupied.read_text() == "a file where the folder should be"
+
+
+def test_the_variable_moves_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_root() == folder
+    monkeypatch.delenv("ZIGPASS_CACHE_DIR")
+    assert cache_root().name == "zigpass"
+
+
+def test_an_op_runs_without_a_cache(tmp_path: Path) -> None:
+    """The real thing in a fresh process: a warning a user sees, and a right answer."""
+    occupied = tmp_path / "occupied"
+    occupied.write_text("")
+    script = """
+import torch
+from zigpass.runtime import GroupScales, QuantizedWeight, pack
+codes = torch.ones(2, 3, dtype=torch.uint8)
+scales = GroupScales(torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.uint8), "sub_int", 32)
+packed = pack(QuantizedWeight(codes, 4, scales))
+x = torch.ones(2, 3)
+print(torch.ops.zigpass.linear(x, list(packed.tensors), None, None, packed.layout.spec).tolist())
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "ZIGPASS_CACHE_DIR": str(occupied)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == "[[3.0, 3.0], [3.0, 3.0]]"
+    assert result.stderr.count("is not usable") == 1
+    assert str(occupied) in result.stderr

@@ -1,0 +1,125 @@
+"""What the host works out for a launch, without a GPU: tiles, columns, shared memory, tables, arguments."""
+
+import ctypes
+import dataclasses
+
+import pytest
+
+from zigpass.runtime import Layout, ZigpassError
+from zigpass.runtime.cuda import formats
+from zigpass.runtime.cuda.arguments import Arguments, DequantizeArguments, Weight
+from zigpass.runtime.cuda.plan import fit_rows
+from zigpass.runtime.cuda.specialization import (
+    OUT_GROUP,
+    Gemv,
+    LaunchConfig,
+    WeightKind,
+    count_tiles,
+    count_words,
+    max_rows,
+)
+from zigpass.runtime.cuda.tables import (
+    Entry,
+    choose_config,
+    default_config,
+    load_table,
+    parse_table,
+    shipped_tables,
+)
+
+KIND = WeightKind(4, False, 128, formats.F16, formats.U8, 0)
+
+
+@pytest.mark.parametrize(
+    ("n", "band", "tile", "tiles"),
+    [(4096, 1024, 1024, 4), (11008, 1024, 1024, 11), (11008, None, 1024, 11), (2700, 384, 256, 15), (1, None, 256, 1)],
+)
+def test_bands_are_cut_into_tiles(n, band, tile, tiles):
+    layout = Layout(n, 64, 4, "in", 32, "sub_int", -(-n // 128) * 128).with_band(band)
+    assert count_tiles(layout, tile) == tiles
+
+
+@pytest.mark.parametrize(
+    ("k", "group", "words"), [(4096, 128, 128), (100, 48, 5), (1000, 1000, 32), (33, OUT_GROUP, 2), (515, 128, 17)]
+)
+def test_groups_are_padded_to_words_of_32_columns(k, group, words):
+    assert count_words(k, group) == words
+
+
+def test_a_chunk_is_as_large_as_is_useful_and_fits():
+    gemv = Gemv(KIND, LaunchConfig(4, 4, 1, 2), formats.BF16, formats.BF16, True, 1)
+    small, large = gemv.fit(434, 227 << 10), gemv.fit(100_000, 227 << 10)
+    assert small is not None
+    assert large is not None
+    assert small.config.chunk == 512
+    assert large.config.chunk == 4096
+    assert small.shared_bytes < large.shared_bytes <= 227 << 10
+    tight = gemv.fit(100_000, 64 << 10)
+    assert tight is not None
+    assert tight.config.chunk < 4096
+    assert gemv.fit(100_000, 16 << 10) is None
+
+
+def test_warps_past_the_end_of_a_band_go_to_the_columns():
+    config = LaunchConfig(4, 4, 1, 2)
+    assert fit_rows(config, KIND, 1024) == config
+    assert fit_rows(config, KIND, 128) == dataclasses.replace(config, row_warps=1, column_warps=16)
+    assert fit_rows(config, KIND, 512) == dataclasses.replace(config, row_warps=2, column_warps=8)
+
+
+def test_every_shipped_entry_fills_at_most_the_registers_of_a_multiprocessor():
+    assert 90 in shipped_tables()
+    for arch in shipped_tables():
+        for entry in load_table(arch):
+            assert entry.config.threads * entry.config.blocks_per_sm <= 512
+            assert entry.config.threads <= 1024
+
+
+def test_a_shape_takes_the_nearest_entry_of_its_kind():
+    assert choose_config(90, KIND, 1, 4096, 4096) == LaunchConfig(1, 4, 4, 2)
+    assert choose_config(90, KIND, 1, 4000, 5000) == LaunchConfig(1, 4, 4, 2)
+    assert choose_config(90, KIND, 1, 30000, 4096) == LaunchConfig(4, 4, 1, 2)
+    eight = dataclasses.replace(KIND, bits=8)
+    assert choose_config(90, eight, 1, 4096, 4096) == default_config(8, False, 1)
+    assert choose_config(75, KIND, 1, 4096, 4096) == default_config(4, False, 1)
+
+
+def test_a_table_that_is_none_is_refused_by_name():
+    with pytest.raises(ZigpassError, match=r"sm_00\.json is not a launch table"):
+        parse_table({"entries": [{"bits": 4}]}, "sm_00.json")
+    assert parse_table({"entries": []}, "sm_00.json") == ()
+    entry = Entry(4, "in", 1, 8, 8, LaunchConfig(1, 1, 1, 1))
+    assert parse_table({"entries": [dataclasses.asdict(entry)]}, "sm_00.json") == (entry,)
+
+
+def test_arguments_keep_c_types():
+    assert ctypes.sizeof(Weight) == 64
+    assert ctypes.sizeof(Arguments) == 304
+    arguments = Arguments()
+    with pytest.raises(TypeError):
+        arguments.k = 1.5
+    parameters = DequantizeArguments((1, 2, 3, 4), (5, 6, 7, 8, 9))
+    addresses = (ctypes.c_void_p * 9).from_address(parameters.address)
+    assert [ctypes.c_void_p.from_address(address).value for address in addresses[:4]] == [1, 2, 3, 4]
+    assert [ctypes.c_int32.from_address(address).value for address in addresses[4:]] == [5, 6, 7, 8, 9]
+
+
+def test_rows_of_a_launch():
+    assert [max_rows(bits, 90) for bits in (2, 4, 8)] == [2, 4, 4]
+    assert [max_rows(bits, 75) for bits in (2, 4, 8)] == [1, 2, 2]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_thread_map_covers_each_row_of_a_warp_once_and_agrees_with_the_layout(bits):
+    """`tile_row` of columns_in.cuh: lane (g, t), word i and field f of its 16 bytes."""
+    depth, lanes_per_block, fields = 4 * bits, bits, 32 // bits
+    rows = {}
+    for g in range(8):
+        block, lane = divmod(g, lanes_per_block)
+        for i in range(4):
+            for f in range(fields):
+                row = block * 128 + f * depth + 4 * lane + i
+                assert row not in rows
+                rows[row] = (g, i, f)
+                assert (row % 128 // depth, row % 128 % depth) == (f, 4 * lane + i)
+    assert sorted(rows) == list(range(1024 // bits))

@@ -1,0 +1,157 @@
+"""`zigpass evaluate` and `zigpass calibrate` on a tiny model in a Hugging Face folder."""
+
+import json
+import sys
+import types
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tests.models import quantized_tiny_llama, random_tokens, tiny_llama
+from zigpass.cli import app
+from zigpass.runtime import ZigpassError
+from zigpass.sites import find_sites
+from zigpass.thresholds import Thresholds
+from zigpass.tools.load_model import load_model
+from zigpass.tools.measure_quality import Measurement, lead, measure_quality
+
+WIDE = {"COLUMNS": "200"}  # so that the tables are not wrapped
+WORDS = [f"w{index}" for index in range(97)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A float Llama with a tokenizer of 97 words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_llama().save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(WORDS[token] for token in random_tokens(6000).tolist()), encoding="utf-8")
+    return path
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app(), [str(argument) for argument in arguments], catch_exceptions=False, env=WIDE)
+
+
+def test_evaluate_prints_writes_and_draws(folder, text, tmp_path):
+    pytest.importorskip("matplotlib")
+    json_file, plot = tmp_path / "out" / "quality.json", tmp_path / "out" / "quality.png"
+    result = invoke(
+        "evaluate", folder, "--bits", 4, "--group-size", 32, "--text", text, "--calibration", text, "--windows", 2,
+        "--window", 64, "--sparsity", 0.3, "--sparsity", 0.6, "--json", json_file, "--plot", plot,
+    )  # fmt: skip
+    assert result.exit_code == 0
+    assert "bytes read" in result.output
+    measurement = Measurement.load(json_file)
+    assert [(row.allocation, row.target) for row in measurement.rows] == [
+        (allocation, target) for allocation in ("measured", "uniform") for target in (0.3, 0.6)
+    ]
+    assert all(0 < row.kl < 1 and row.bytes_read < measurement.dense_bytes for row in measurement.rows)
+    assert all(row.realized == pytest.approx(row.target, abs=0.05) for row in measurement.rows)
+    assert "cache_folder" not in measurement.machine
+    assert str(tmp_path) not in json_file.read_text()
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_calibrate_writes_thresholds_that_fit(folder, text, tmp_path):
+    output = tmp_path / "found.safetensors"
+    options = ("--bits", 4, "--group-size", 32, "--calibration", text)
+    result = invoke("calibrate", folder, *options, "--sparsity", 0.4, "--sites", "mlp_in", "--output", output)
+    assert result.exit_code == 0
+    thresholds = Thresholds.load(output)
+    assert thresholds.allocation in ("measured", "uniform")
+    model = quantized_tiny_llama()
+    thresholds.apply(model)
+    assert {site.kind for site in find_sites(model).values() if float(site.threshold) > 0} == {"mlp_in"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sparsity", "1.5"], "target_sparsity must be at least 0 and below 1"),
+        (["--rule", "wina"], "rule must be one of"),
+        (["--allocation", "best"], "allocation must be one of"),
+        (["--text", "some.txt"], "--text and --calibration go together"),
+    ],
+)
+def test_unusable_options_fail_before_anything_is_loaded(monkeypatch, arguments, message):
+    monkeypatch.setattr("zigpass.tools.evaluate.load_model", None)
+    with pytest.raises(ZigpassError, match=message):
+        invoke("evaluate", "nowhere", *arguments)
+
+
+def test_models_that_cannot_be_loaded(folder, tmp_path):
+    with pytest.raises(ZigpassError, match="a float model; say how to quantize it"):
+        load_model(folder)
+    with pytest.raises(ZigpassError, match=r"none: neither a GGUF file nor a folder with a config.json"):
+        load_model(tmp_path / "none")
+
+
+def test_lm_eval_gets_the_sparse_model(monkeypatch):
+    seen = []
+
+    class FakeModel:
+        def __init__(self, pretrained, tokenizer):
+            self.pretrained = pretrained
+
+    def simple_evaluate(model, tasks):
+        sites = find_sites(model.pretrained).values()
+        seen.append([(site.mask_rows, float(site.threshold) > 0) for site in sites])
+        return {"results": {task: {"acc,none": 0.25, "alias": task} for task in tasks}}
+
+    package, models, huggingface = (types.ModuleType(name) for name in ("lm_eval", "lm_eval.models", "x"))
+    package.simple_evaluate, huggingface.HFLM = simple_evaluate, FakeModel
+    package.__spec__ = types.SimpleNamespace()
+    for name, module in {"": package, ".models": models, ".models.huggingface": huggingface}.items():
+        monkeypatch.setitem(sys.modules, f"lm_eval{name}", module)
+    model = quantized_tiny_llama()
+    found = measure(model, [0.5], [("magnitude", "uniform")], lm_eval=("tokenizer", ["arc"]))
+    assert found.rows[0].lm_eval == {"arc": {"acc,none": 0.25}}
+    assert seen == [[(True, True)] * 8]
+    assert all(float(site.threshold) == 0 for site in find_sites(model).values())
+
+
+def test_missing_lm_eval_is_said(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ZigpassError, match="pip install lm-eval"):
+        measure(quantized_tiny_llama(), [0.5], [("magnitude", "uniform")], lm_eval=("tokenizer", ["arc"]))
+
+
+def measure(model, targets, combinations, **kwargs):
+    return measure_quality(
+        model,
+        random_tokens(1000),
+        random_tokens(500, seed=1),
+        names=("tiny", "random", "other"),
+        targets=targets,
+        combinations=combinations,
+        window=64,
+        num_windows=3,
+        progress=False,
+        **kwargs,
+    )
+
+
+def test_rows_are_compared_window_by_window(tmp_path):
+    found = measure(quantized_tiny_llama(), [0.3, 0.6], [("magnitude", "uniform"), ("column_norm", "uniform")])
+    low, high, *_ = found.rows
+    mean, error = lead(low, high)
+    assert mean == pytest.approx(high.kl - low.kl)
+    differences = torch.tensor(high.window_kls) - torch.tensor(low.window_kls)
+    assert error == pytest.approx(float(differences.std() / 3**0.5))
+    assert {row.rule for row in found.rows} == {"magnitude", "column_norm"}
+    found.save(tmp_path / "found.json")
+    assert json.loads((tmp_path / "found.json").read_text())["rows"][0]["target"] == 0.3
+    assert Measurement.load(tmp_path / "found.json") == found

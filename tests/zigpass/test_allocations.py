@@ -1,0 +1,226 @@
+"""Allocations on a tiny model, whose sites differ by construction."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from tests.models import quantized_tiny_llama, random_tokens
+from zigpass.allocations import ALLOCATIONS
+from zigpass.allocations.teal import STEP
+from zigpass.calibrate import budget_of, calibrate, find_thresholds
+from zigpass.calibration import Calibration
+from zigpass.config import ZigzagConfig
+from zigpass.quantize import quantize_
+from zigpass.rules import RULES
+from zigpass.runtime import ZigpassError
+from zigpass.sites import find_sites
+
+TEXT = random_tokens(1200)
+OPTIONS = {"window": 96, "num_windows": 4, "progress": False}
+
+
+def calibration(model=None, **kwargs):
+    return Calibration(model or quantized_tiny_llama(), TEXT, **OPTIONS, **kwargs)
+
+
+def uneven_llama():
+    """A model in which dropping entries of the last MLP costs far more than any other."""
+    model = quantized_tiny_llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.scale.mul_(8)
+        model.model.layers[0].mlp.down_proj.scale.mul_(0.01)
+    return model
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize("target", [0.25, 0.5, 0.8])
+def test_every_allocation_meets_the_target_in_bytes(allocation, target):
+    model = uneven_llama()
+    thresholds = calibrate(model, TEXT, target, allocation=allocation, **OPTIONS)
+    num_bytes = calibration(model).num_bytes
+    realized = {name: site.realized_sparsity for name, site in thresholds.sites.items()}
+    share = sum(num_bytes[name] * realized[name] for name in realized) / sum(num_bytes.values())
+    assert share == pytest.approx(target, abs=2e-3)
+    assert max(site.target_sparsity for site in thresholds.sites.values()) <= 0.95
+    assert all(
+        torch.equal(site.threshold, thresholds.sites[name].threshold) for name, site in find_sites(model).items()
+    )
+
+
+@pytest.mark.parametrize("allocation", [name for name in ALLOCATIONS if name not in ("uniform", "teal")])
+def test_sparsity_goes_where_it_costs_little(allocation):
+    thresholds = calibrate(uneven_llama(), TEXT, 0.4, allocation=allocation, **OPTIONS)
+    assert thresholds.allocation == allocation
+    cheap, dear = (thresholds.sites[f"model.layers.{layer}.mlp.mlp_mid"].target_sparsity for layer in (0, 1))
+    assert cheap > 0.8
+    assert dear < 0.4
+
+
+def test_teal_spreads_inside_each_block():
+    model = uneven_llama()
+    thresholds = calibrate(model, TEXT, 0.4, allocation="teal", **OPTIONS)
+    own = calibration(model)
+    for layer in range(2):
+        names = [name for name in own.sites if f".{layer}." in name]
+        total = sum(own.num_bytes[name] for name in names)
+        share = sum(own.num_bytes[name] * thresholds.sites[name].target_sparsity for name in names) / total
+        assert share == pytest.approx(0.4, abs=STEP / 10)
+    assert thresholds.sites["model.layers.0.mlp.mlp_mid"].target_sparsity > 0.8
+
+
+def test_measured_is_the_default_and_repeats():
+    first, second = (calibrate(uneven_llama(), TEXT, 0.5, **OPTIONS) for _ in range(2))
+    assert first.allocation == "measured"
+    assert {name: site.target_sparsity for name, site in first.sites.items()} == {
+        name: site.target_sparsity for name, site in second.sites.items()
+    }
+
+
+def test_a_site_that_is_mostly_zero_is_probed_among_its_other_entries():
+    """As after ReLU: half of the entries of one site are 0, and dropping only those would cost nothing."""
+    model = quantized_tiny_llama(hidden_act="relu")
+    own = calibration(model)
+    measured = find_thresholds(own, ALLOCATIONS["measured"], RULES["magnitude"], budget_of(own, 0.5))
+    kls = own.state.stage("measured magnitude")
+    assert all(kl > 0 for kl in kls.values())
+    assert all(0.5 < site.target_sparsity < 0.95 for name, site in measured.sites.items() if name.endswith("mlp_mid"))
+
+
+def test_measured_gives_way_to_uniform_where_it_loses_more(monkeypatch, caplog):
+    kls = iter([0.3, 0.2])
+    monkeypatch.setattr(Calibration, "held_out_kl", lambda self, rule, sparsity: next(kls))
+    with caplog.at_level(logging.WARNING, "zigpass.calibrate"):
+        thresholds = calibrate(uneven_llama(), TEXT, 0.5, **OPTIONS)
+    assert thresholds.allocation == "uniform"
+    assert all(site.target_sparsity == pytest.approx(0.5) for site in thresholds.sites.values())
+    assert "loses more than the uniform one" in caplog.text
+    assert "uniform is used" in caplog.text
+
+
+def test_a_measurement_in_the_middle_equals_one_from_the_start(monkeypatch):
+    from zigpass.allocations.measured import measure_sites
+
+    def measure():
+        own = calibration(uneven_llama())
+        return measure_sites(own, RULES["magnitude"], list(own.sites))
+
+    shortcut = measure()
+    monkeypatch.setattr("zigpass.calibration.block_name", lambda model, name: None)
+    assert measure() == pytest.approx(shortcut, rel=1e-4)
+
+
+def test_chosen_sites_pins_and_caps():
+    model = uneven_llama()
+    thresholds = calibrate(
+        model,
+        TEXT,
+        0.4,
+        sites=("mlp_in", "mlp_mid"),
+        pinned={"model.layers.0.mlp.mlp_in": 0.2},
+        max_sparsity={"mlp_mid": 0.6},
+        **OPTIONS,
+    )
+    targets = {name: site.target_sparsity for name, site in thresholds.sites.items()}
+    assert all(targets[name] == 0 for name in targets if "attn" in name)
+    assert targets["model.layers.0.mlp.mlp_in"] == 0.2
+    assert targets["model.layers.0.mlp.mlp_mid"] == 0.6  # the cheapest one, up to its cap
+    own = calibration(model, sites=("mlp_in", "mlp_mid"))
+    assert budget_of(own, 0.4).mean({name: targets[name] for name in own.sites}) == pytest.approx(0.4)
+
+
+def test_an_impossible_budget_says_what_is_possible():
+    with pytest.raises(ZigpassError, match=r"0.96 cannot be met: pinned sites and max_sparsity allow 0.000 to 0.950"):
+        calibrate(quantized_tiny_llama(), TEXT, 0.96, **OPTIONS)
+    with pytest.raises(ZigpassError, match=r"0.1 cannot be met: .* allow 0.500 to 0.500"):
+        calibrate(quantized_tiny_llama(), TEXT, 0.1, pinned={"*": 0.5}, **OPTIONS)
+
+
+def test_pins_alone_need_no_measurement(monkeypatch):
+    monkeypatch.setattr("zigpass.allocations.measured.measure_sites", None)
+    thresholds = calibrate(quantized_tiny_llama(), TEXT, 0.5, pinned={"*": 0.5}, **OPTIONS)
+    assert {site.target_sparsity for site in thresholds.sites.values()} == {0.5}
+
+
+def test_a_text_of_one_window_can_be_calibrated_uniformly_only():
+    model = quantized_tiny_llama()
+    with pytest.raises(ZigpassError, match="needs a text of at least two windows of 96 tokens"):
+        calibrate(model, TEXT[:150], 0.5, **OPTIONS)
+    assert calibrate(model, TEXT[:150], 0.5, allocation="uniform", **OPTIONS).num_tokens == 64
+
+
+def test_a_model_without_a_cache_can_be_calibrated_uniformly_only():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.up_proj = nn.Embedding(97, 8), nn.Linear(8, 8)
+
+        def forward(self, ids, use_cache):
+            return self.up_proj(self.embed(ids))
+
+    model = quantize_(Plain(), ZigzagConfig(group_size=8), progress=False)
+    with pytest.raises(ZigpassError, match="Plain takes no past_key_values"):
+        calibrate(model, TEXT, **OPTIONS)
+    with pytest.raises(ZigpassError, match="mlp_in is in no repeated block of the model"):
+        calibrate(model, TEXT, allocation="teal", **OPTIONS)
+    assert calibrate(model, TEXT, allocation="uniform", **OPTIONS).sites.keys() == {"mlp_in"}
+
+
+def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    from zigpass.decode_like import DecodeLike
+
+    model, path = uneven_llama(), tmp_path / "state.json"
+    for site in find_sites(model).values():
+        site.set_threshold(0.125)
+    expected = calibrate(uneven_llama(), TEXT, 0.5, **OPTIONS)
+    run, calls = DecodeLike.run, []
+
+    def interrupted(self, start=None):
+        if start is not None and len(calls) == 5:
+            raise KeyboardInterrupt
+        calls.append(start)
+        return run(self, start)
+
+    monkeypatch.setattr(DecodeLike, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, TEXT, 0.5, resume=path, **OPTIONS)
+    assert all(site.threshold.tolist() == [0.125] for site in find_sites(model).values())
+    monkeypatch.setattr(DecodeLike, "run", lambda self, start=None: calls.append(start) or run(self, start))
+    resumed = calibrate(model, TEXT, 0.5, resume=path, **OPTIONS)
+    assert sum(start is not None for start in calls) == len(resumed.sites)
+    for name, site in expected.sites.items():
+        assert torch.equal(resumed.sites[name].threshold, site.threshold)
+    before = len(calls)
+    calibrate(model, TEXT, 0.3, resume=path, **OPTIONS)
+    assert all(start is None for start in calls[before:])
+
+
+def test_thresholds_can_be_found_again_on_sparse_activations():
+    own = calibration(uneven_llama())
+    uniform, rule = ALLOCATIONS["uniform"], RULES["magnitude"]
+    dense, sparse = (find_thresholds(own, uniform, rule, budget_of(own, 0.7), passes) for passes in (0, 1))
+    first = next(iter(own.sites))  # what reaches the first site depends on no threshold, only on which tokens count
+    assert float(sparse.sites[first].threshold) == pytest.approx(float(dense.sites[first].threshold), rel=0.1)
+    # Counted again with the thresholds found the first time, the sparse model meets each site's target exactly.
+    found = own.sparse_scores(rule, {name: site.threshold for name, site in dense.sites.items()})
+    for name, site in sparse.sites.items():
+        assert found[name].fraction_below(float(site.threshold)) == pytest.approx(0.7, abs=1e-6)
+    assert any(
+        abs(found[name].fraction_below(float(site.threshold)) - 0.7) > 0.01 for name, site in dense.sites.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"allocation": "greedy"}, "allocation must be one of measured, uniform, teal, sensitivity, got 'greedy'"),
+        ({"rule": "wina"}, "rule must be one of magnitude, column_norm, sensitivity, got 'wina'"),
+        ({"recalibrate": -1}, "recalibrate must be 0 or more"),
+        ({"sites": ["mlp"]}, "sites: 'mlp' fits no site"),
+        ({"max_sparsity": 1.5}, "max_sparsity: .* must be at least 0 and below 1"),
+    ],
+)
+def test_unusable_arguments_are_refused(argument, message):
+    with pytest.raises(ZigpassError, match=message):
+        calibrate(quantized_tiny_llama(), TEXT, **{**OPTIONS, **argument})

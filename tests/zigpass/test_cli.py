@@ -1,0 +1,42 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.gguf_files import write_llama
+from zigpass.cli import app, main
+
+
+def test_env_reports_versions_as_json():
+    result = CliRunner().invoke(app(), ["env", "--json"])
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
+    assert {"torch", "numba"} <= report["packages"].keys()
+    assert {"cpu", "cores", "cuda_devices", "cache_folder"} <= report.keys()
+
+
+def test_env_is_readable():
+    result = CliRunner().invoke(app(), ["env"])
+    assert "torch_threads" in result.stdout
+
+
+def test_an_input_error_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["zigpass", "demo", "--gguf", str(tmp_path / "none.gguf")])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert str(caught.value) == f"error: {tmp_path / 'none.gguf'}: no such file"
+
+
+def test_a_target_out_of_range_fails_before_any_work(tmp_path, monkeypatch):
+    write_llama(tmp_path / "tiny.gguf")
+    arguments = ["zigpass", "demo", "--gguf", str(tmp_path / "tiny.gguf"), "--target-sparsity", "1.0"]
+    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.setattr("zigpass.tools.demo.load_gguf", None)
+    with pytest.raises(SystemExit, match=r"target_sparsity must be at least 0 and below 1, got 1.0"):
+        main()
+
+
+def test_help_lists_the_commands():
+    result = CliRunner().invoke(app(), ["--help"])
+    assert "demo" in result.stdout
+    assert "env" in result.stdout

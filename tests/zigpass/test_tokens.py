@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from tests.models import tiny_llama
+from zigpass.runtime import ZigpassError
+from zigpass.tokens import encode, fingerprint_of, spread_windows
+
+
+class CountingTokenizer:
+    """One token a word, its length."""
+
+    def __call__(self, text, return_tensors, verbose):
+        class Encoding:
+            input_ids = torch.tensor([[len(word) for word in text.split()]])
+
+        return Encoding()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llama()
+
+
+def test_texts_are_read_as_one(model):
+    assert encode(["a bb", "ccc"], CountingTokenizer(), model).tolist() == [1, 2, 3]
+
+
+def test_token_ids_are_taken_as_they_are(model):
+    assert encode(torch.tensor([[1, 2], [3, 4]]), None, model).tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("empty", ["", " \n", [], ["", "\t"]])
+def test_empty_text_is_refused(model, empty):
+    with pytest.raises(ZigpassError, match="the text is empty"):
+        encode(empty, CountingTokenizer(), model)
+
+
+def test_no_tokens_are_refused(model):
+    with pytest.raises(ZigpassError, match="the text has no tokens"):
+        encode(torch.tensor([]), None, model)
+
+
+def test_a_tokenizer_of_another_model_is_refused(model):
+    with pytest.raises(ZigpassError, match="gives token 97, the model has 97"):
+        encode("x" * 97, CountingTokenizer(), model)
+
+
+def test_a_model_that_does_not_say_where_it_is_from_needs_a_tokenizer(model):
+    with pytest.raises(ZigpassError, match="pass tokenizer="):
+        encode("text", None, model)
+
+
+def test_a_missing_tokenizer_is_not_downloaded(model):
+    model.config._name_or_path = "nobody/nothing"
+    try:
+        with pytest.raises(ZigpassError, match="found no tokenizer of 'nobody/nothing' on this machine"):
+            encode("text", None, model)
+    finally:
+        model.config._name_or_path = ""
+
+
+def test_windows_are_spread_over_the_text():
+    windows = spread_windows(torch.arange(100), 10, 3)
+    assert windows[:, 0].tolist() == [0, 45, 90]
+    assert windows.shape == (3, 10)
+
+
+def test_fewer_windows_where_the_text_is_short():
+    assert spread_windows(torch.arange(25), 10, 8).shape == (2, 10)
+
+
+def test_a_text_shorter_than_a_window_is_refused():
+    with pytest.raises(ZigpassError, match="the text has 9 tokens, one window needs 10"):
+        spread_windows(torch.arange(9), 10, 1)
+
+
+def test_fingerprint_tells_texts_apart():
+    assert fingerprint_of(torch.arange(5)) == fingerprint_of(torch.arange(5))
+    assert fingerprint_of(torch.arange(5)) != fingerprint_of(torch.arange(1, 6))

@@ -1,0 +1,188 @@
+"""Quality at several sparsities, rules and allocations, as rows for tables, files and plots."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from zigpass.bytes_read import weight_bytes_per_token
+from zigpass.calibrate import budget_of, find_allocation, find_rule, find_thresholds
+from zigpass.calibration import Calibration
+from zigpass.evaluate import Quality, evaluate_each
+from zigpass.observe import kept_thresholds
+from zigpass.thresholds import Thresholds
+from zigpass.tools.env import environment
+from zigpass.tools.lm_eval_tasks import run_tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One setting and what it costs.
+
+    Attributes:
+        used: the allocation that was applied: "uniform" where "measured" gave way to it.
+        seconds: to find the thresholds, beyond what earlier rows of the same rule and allocation had measured.
+        bytes_read: of packed weights per decoded token, at the realized sparsity.
+        worst_site: largest difference between a site's realized and target sparsity.
+        window_kls: KL of each window.
+        lm_eval: numbers of lm-eval by task and metric, where tasks were asked for.
+    """
+
+    target: float
+    rule: str
+    allocation: str
+    used: str
+    seconds: float
+    bytes_read: int
+    realized: float
+    worst_site: float
+    perplexity: float
+    nll_increase: float
+    nll_error: float
+    kl: float
+    kl_error: float
+    top1: float
+    top1_error: float
+    window_kls: tuple[float, ...]
+    lm_eval: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """All rows for one model and text, with what they depend on."""
+
+    model: str
+    calibration_text: str
+    held_out_text: str
+    calibration_tokens: int
+    scored_tokens: int
+    prefix: int
+    dense_perplexity: float
+    dense_bytes: int
+    rows: list[Row]
+    machine: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: Path) -> Measurement:
+        """Read what `save` wrote."""
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = [Row(**{**row, "window_kls": tuple(row["window_kls"])}) for row in document.pop("rows")]
+        return Measurement(rows=rows, **document)
+
+
+def measure_quality(
+    model: nn.Module,
+    calibration_ids: Tensor,
+    held_out_ids: Tensor,
+    *,
+    names: tuple[str, str, str],
+    targets: Sequence[float],
+    combinations: Sequence[tuple[str, str]],
+    recalibrate: int = 0,
+    window: int = 512,
+    num_windows: int = 8,
+    calibration_windows: int = 8,
+    resume: Path | None = None,
+    lm_eval: tuple[Any, Sequence[str]] | None = None,
+    progress: bool = True,
+) -> Measurement:
+    """Calibrate every combination at every target, then evaluate all of them on the same held-out windows.
+
+    Args:
+        calibration_ids, held_out_ids: int64 [T].
+        names: what to call the model, the calibration text and the held-out text.
+        combinations: (rule, allocation) pairs.
+        lm_eval: a tokenizer and tasks to run with lm-eval at every setting.
+    """
+    calibration = Calibration(
+        model, calibration_ids, window=window, num_windows=calibration_windows, resume=resume, progress=progress
+    )
+    found: dict[str, tuple[str, Thresholds, float]] = {}
+    for rule, allocation in combinations:
+        for target in targets:
+            start = time.perf_counter()
+            budget = budget_of(calibration, target)
+            thresholds = find_thresholds(calibration, find_allocation(allocation), find_rule(rule), budget, recalibrate)
+            found[f"{rule} {allocation} {target}"] = (allocation, thresholds, time.perf_counter() - start)
+    prefix = window // 2
+    qualities = evaluate_each(
+        model,
+        held_out_ids,
+        {key: thresholds for key, (_, thresholds, _) in found.items()},
+        prefix=prefix,
+        window=window,
+        num_windows=num_windows,
+        progress=progress,
+    )
+    machine = environment()
+    del machine["cache_folder"]  # of no use to others
+    first = next(iter(qualities.values()))
+    return Measurement(
+        model=names[0],
+        calibration_text=names[1],
+        held_out_text=names[2],
+        calibration_tokens=calibration.num_tokens,
+        scored_tokens=first.num_tokens,
+        prefix=prefix,
+        dense_perplexity=first.dense_perplexity,
+        dense_bytes=weight_bytes_per_token(model),
+        rows=[_row(model, qualities[key], *entry, lm_eval) for key, entry in found.items()],
+        machine=machine,
+    )
+
+
+def _row(
+    model: nn.Module,
+    quality: Quality,
+    allocation: str,
+    thresholds: Thresholds,
+    seconds: float,
+    lm_eval: tuple[Any, Sequence[str]] | None,
+) -> Row:
+    realized = quality.realized_sparsity
+    tasks = {}
+    if lm_eval is not None:
+        with kept_thresholds(model):
+            thresholds.apply(model)
+            tasks = run_tasks(model, *lm_eval)
+    return Row(
+        target=thresholds.target_sparsity,
+        rule=thresholds.rule,
+        allocation=allocation,
+        used=thresholds.allocation,
+        seconds=round(seconds, 1),
+        bytes_read=weight_bytes_per_token(model, realized),
+        realized=quality.total_sparsity,
+        worst_site=max(abs(realized[name] - site.target_sparsity) for name, site in thresholds.sites.items()),
+        perplexity=quality.perplexity,
+        nll_increase=quality.nll_increase,
+        nll_error=quality.nll_error,
+        kl=quality.kl,
+        kl_error=quality.kl_error,
+        top1=quality.top1_agreement,
+        top1_error=quality.top1_error,
+        window_kls=quality.window_kls,
+        lm_eval=tasks,
+    )
+
+
+def lead(better: Row, worse: Row) -> tuple[float, float]:
+    """How much less KL one row has than another on the same windows, and the standard error of that difference."""
+    differences = [b - a for a, b in zip(better.window_kls, worse.window_kls, strict=True)]
+    mean = sum(differences) / len(differences)
+    if len(differences) < 2:
+        return mean, math.nan
+    variance = sum((value - mean) ** 2 for value in differences) / (len(differences) - 1)
+    return mean, math.sqrt(variance / len(differences))

@@ -1,0 +1,99 @@
+"""Spread by measurement: what each site alone costs, in KL, decides how sparse it becomes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+from zigpass.decode_like import DecodeLike
+from zigpass.histogram import MagnitudeHistogram
+from zigpass.observe import kept_thresholds, set_thresholds
+from zigpass.progress import track
+from zigpass.rules.rule import fold
+
+from .budget import Budget, Spread
+from .uniform import Uniform
+
+if TYPE_CHECKING:
+    from zigpass.calibration import Calibration
+    from zigpass.rules import Rule
+
+logger = logging.getLogger("zigpass.calibrate")
+
+PROBE_SPARSITY = 0.5
+"""Sparsity of the one site that is measured, among its entries that are not 0 anyway. What it costs at other sparsities
+follows from the energy of the entries that are dropped."""
+NOTHING = 1e-30
+"""Magnitudes below this count as 0."""
+
+
+class Measured:
+    """Equal marginal KL per byte at every site, from one forward-only measurement per site.
+
+    Dropping the entries of a site up to magnitude t costs energy e = integral of t^2, and KL grows with the energy: by
+    kl(0.5) / e(0.5) * t^2 per entry. Dividing by the bytes an entry saves gives what to equalize. The costs of single
+    sites roughly add up (SmolLM2 at 50 %: their sum 0.36, all together 0.37 to 0.41), which is why this works.
+
+    The result is run once against `Uniform` on calibration text that was not used so far; where it does not lose less,
+    uniform is used.
+    """
+
+    name = "measured"
+
+    def spread(self, calibration: Calibration, rule: Rule, budget: Budget) -> Spread:
+        uniform = Uniform().spread(calibration, rule, budget)
+        if budget.target == 0 or budget.mean(budget.pinned) >= budget.target:
+            return uniform  # nothing is left to choose
+        free = [name for name in budget.num_bytes if name not in budget.pinned]
+        scores = calibration.scores_of(rule)
+        kl = measure_sites(calibration, rule, free)
+        weight = dict.fromkeys(free, 0.0)
+        for name in free:
+            energy = scores[name].energy_below(_probe_sparsity(scores[name]))
+            weight[name] = math.sqrt(max(kl[name], 0.0) / (energy * budget.num_bytes[name])) if energy else 0.0
+
+        def sparsity_at(name: str, level: float) -> float:
+            # A site that costs nothing is as sparse as its cap allows.
+            return scores[name].fraction_below(level / weight[name]) if weight.get(name) else 1.0
+
+        found = Spread(budget.fill(sparsity_at), self.name)
+        kl_found, kl_uniform = (calibration.held_out_kl(rule, spread.sparsity) for spread in (found, uniform))
+        logger.info("held-out calibration text: KL %.4f measured, %.4f uniform", kl_found, kl_uniform)
+        if kl_found < kl_uniform:
+            return found
+        logger.warning(
+            "the measured allocation loses more than the uniform one on held-out calibration text (KL %.4f and %.4f"
+            " nats): uniform is used",
+            kl_found, kl_uniform,
+        )  # fmt: skip
+        return uniform
+
+
+def _probe_sparsity(scores: MagnitudeHistogram) -> float:
+    """`PROBE_SPARSITY` where every entry differs from 0; more where the activation function gives zeros (ReLU)."""
+    zeros = scores.fraction_below(NOTHING)
+    return zeros + (1 - zeros) * PROBE_SPARSITY
+
+
+def measure_sites(calibration: Calibration, rule: Rule, names: list[str]) -> dict[str, float]:
+    """KL of the model with only one site sparse, for each of these sites; goes on where an earlier call stopped."""
+    stage = f"measured {rule.name}"
+    state = calibration.state
+    missing = [name for name in calibration.sites if name in names and name not in state.stage(stage)]
+    if missing:
+        scores, weights = calibration.scores_of(rule), calibration.weights_of(rule) or {}
+        blocks = calibration.block_of_site
+        probe = DecodeLike(
+            calibration.model,
+            calibration.probe_windows,
+            calibration.prefix,
+            list(dict.fromkeys(block for block in blocks.values() if block)),
+        )
+        with kept_thresholds(calibration.model):
+            for name in track(missing, "measuring sites", show=calibration.progress):
+                threshold = fold(scores[name].quantile(_probe_sparsity(scores[name])), weights.get(name))
+                set_thresholds(calibration.all_sites, {name: threshold})
+                kl = float(probe.kl(probe.run(blocks[name])).mean())
+                state.put(stage, name, kl)
+    return {name: float(state.stage(stage)[name]) for name in names}

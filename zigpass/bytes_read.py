@@ -1,0 +1,34 @@
+"""How many weight bytes one decoded token reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from .linear import ZigzagLinear, find_linears
+
+
+def weight_bytes_per_token(model: nn.Module, sparsity: Mapping[str, float] | None = None) -> int:
+    """Bytes of packed weights that decoding one token reads.
+
+    A column that is not active saves its codes. Scales along the inputs belong to groups of columns and are read all
+    the same; scales of the column form are saved with the column.
+
+    Args:
+        sparsity: realized sparsity by site name; None counts a dense read.
+    """
+    realized = sparsity or {}
+    return round(
+        sum(
+            _bytes_read(linear, realized.get(linear.site.name, 0.0) if linear.site else 0.0)
+            for _, linear in find_linears(model)
+        )
+    )
+
+
+def _bytes_read(linear: ZigzagLinear, sparsity: float) -> float:
+    sizes = [tensor.numel() * tensor.element_size() for tensor in linear.weight_tensors]
+    if linear.layout.scale_axis == "out":
+        return sum(sizes) * (1 - sparsity)
+    return sizes[0] * (1 - sparsity) + sum(sizes[1:])

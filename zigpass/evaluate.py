@@ -1,0 +1,178 @@
+"""What sparsity costs: perplexity, KL and top-1 agreement against the dense model, the way decoding would see it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zigpass.runtime import ZigpassError
+
+from .decode_like import DecodeLike, check_causal_model
+from .observe import Readers, kept_thresholds, observe_sites, site_readers
+from .progress import track
+from .sites import Site
+from .thresholds import Thresholds
+from .tokens import Texts, encode, spread_windows
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """Quality of the sparse model on held-out text, against the same weights read densely.
+
+    Standard errors are over the windows; NaN when there is one window only.
+
+    Attributes:
+        dense_perplexity, perplexity: of the dense and the sparse model on the scored tokens.
+        nll_increase, nll_error: mean loss of the sparse model beyond the dense one's, nats, and its standard error.
+        kl, kl_error: mean KL(dense || sparse) of the next-token distributions, nats, and its standard error.
+        top1_agreement, top1_error: share of positions where both prefer the same token, and its standard error.
+        realized_sparsity: by site name, share of entries that were not read.
+        total_sparsity: share of the code bytes that were not read, over all sites.
+        num_tokens: scored tokens.
+        window_kls: KL of each window, to compare two settings window by window.
+    """
+
+    dense_perplexity: float
+    perplexity: float
+    nll_increase: float
+    nll_error: float
+    kl: float
+    kl_error: float
+    top1_agreement: float
+    top1_error: float
+    realized_sparsity: dict[str, float]
+    total_sparsity: float
+    num_tokens: int
+    window_kls: tuple[float, ...]
+
+
+def evaluate(
+    model: nn.Module,
+    texts: Texts,
+    *,
+    tokenizer: Any | None = None,
+    prefix: int = 256,
+    window: int = 512,
+    num_windows: int = 8,
+    progress: bool = True,
+) -> Quality:
+    """Measure a model with its current thresholds, decode-like.
+
+    The first `prefix` tokens of every window run dense and leave their keys and values in the cache; the rest run
+    sparse, one threshold decision per token as in decoding, and are scored.
+
+    Args:
+        model: a prepared causal language model of the Hugging Face interface.
+        texts: held-out text, or token ids.
+        tokenizer: as for `calibrate`.
+
+    Raises:
+        ZigpassError: too little text, a model without packed linears, or a prefix that leaves nothing to score.
+    """
+    settings: dict[str, Thresholds | None] = {"": None}
+    return evaluate_each(
+        model,
+        texts,
+        settings,
+        tokenizer=tokenizer,
+        prefix=prefix,
+        window=window,
+        num_windows=num_windows,
+        progress=progress,
+    )[""]
+
+
+def evaluate_each(
+    model: nn.Module,
+    texts: Texts,
+    settings: Mapping[str, Thresholds | None],
+    *,
+    tokenizer: Any | None = None,
+    prefix: int = 256,
+    window: int = 512,
+    num_windows: int = 8,
+    progress: bool = True,
+) -> dict[str, Quality]:
+    """`evaluate` for several thresholds on the same windows; the dense model runs once for all of them.
+
+    Args:
+        settings: thresholds by a name of your choice; None stands for the model's current ones, which it has again
+            afterwards.
+
+    Returns:
+        The quality of each, by the same names.
+    """
+    if not 0 < prefix < window - 1:
+        raise ZigpassError(f"prefix must leave tokens to score: 0 < prefix < window - 1, got {prefix} and {window}")
+    readers = site_readers(model)
+    if not readers:
+        raise ZigpassError(f"{type(model).__name__} has no packed linears to evaluate")
+    check_causal_model(model)
+    windows = spread_windows(encode(texts, tokenizer, model), window, num_windows)
+    scores: dict[str, list[_WindowScore]] = {name: [] for name in settings}
+    for ids in track(windows, "evaluating", show=progress):
+        run = DecodeLike(model, ids.unsqueeze(0), prefix)
+        for name, thresholds in settings.items():
+            with kept_thresholds(model):
+                if thresholds is not None:
+                    thresholds.apply(model)
+                scores[name].append(_WindowScore(run, readers))
+    return {name: _quality(own, readers) for name, own in scores.items()}
+
+
+class _WindowScore:
+    """Means over the scored tokens of one window, with the model's current thresholds."""
+
+    def __init__(self, run: DecodeLike, readers: Readers) -> None:
+        self.counts: dict[str, tuple[int, int]] = {}
+        with observe_sites(readers, self._count):
+            sparse = run.run()
+        targets = run.targets.flatten()
+        self.num_tokens = targets.numel()
+        self.dense_nll = float(F.nll_loss(run.dense.flatten(0, 1), targets))
+        self.nll = float(F.nll_loss(sparse.flatten(0, 1), targets))
+        self.kl = float(run.kl(sparse).mean())
+        self.agreement = float((run.dense.argmax(-1) == sparse.argmax(-1)).float().mean())
+
+    def _count(self, site: Site, x: Tensor) -> None:
+        inactive = int((x.abs() < site.threshold).sum())
+        self.counts[site.name] = (inactive, x.numel())
+
+
+def _quality(scores: list[_WindowScore], readers: Readers) -> Quality:
+    realized = {
+        name: sum(score.counts[name][0] for score in scores) / sum(score.counts[name][1] for score in scores)
+        for name in scores[0].counts
+    }
+    num_bytes = {site.name: sum(linear.codes.nbytes for linear in linears) for site, linears in readers.items()}
+    seen_bytes = sum(num_bytes[name] for name in realized)
+    kl, kl_error = _mean([score.kl for score in scores])
+    top1, top1_error = _mean([score.agreement for score in scores])
+    increase, nll_error = _mean([score.nll - score.dense_nll for score in scores])
+    return Quality(
+        dense_perplexity=math.exp(sum(score.dense_nll for score in scores) / len(scores)),
+        perplexity=math.exp(sum(score.nll for score in scores) / len(scores)),
+        nll_increase=increase,
+        nll_error=nll_error,
+        kl=kl,
+        kl_error=kl_error,
+        top1_agreement=top1,
+        top1_error=top1_error,
+        realized_sparsity=realized,
+        total_sparsity=sum(realized[name] * num_bytes[name] for name in realized) / seen_bytes,
+        num_tokens=sum(score.num_tokens for score in scores),
+        window_kls=tuple(score.kl for score in scores),
+    )
+
+
+def _mean(values: list[float]) -> tuple[float, float]:
+    """Mean and its standard error."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    error = float(tensor.std(correction=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(tensor.mean()), error

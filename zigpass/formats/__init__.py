@@ -1,0 +1,1 @@
+"""Checkpoint formats: each file recovers codes and scales of one representation, without requantizing."""

@@ -1,0 +1,68 @@
+"""A small state file, so that an interrupted measurement goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zigpass.runtime import ZigpassError
+
+FILE_VERSION = 1
+
+
+class StateFile:
+    """Finished measurements by stage and name, on disk after every one.
+
+    Args:
+        path: the file, made when missing; None keeps everything in memory only.
+        key: what the measurements depend on (model, text, settings). Another key is another measurement.
+
+    Raises:
+        ZigpassError: the file is damaged, or was made with another key.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, key: Mapping[str, Any]) -> None:
+        self._path = None if path is None else Path(path)
+        self._key = dict(key)
+        self._stages: dict[str, dict[str, Any]] = {}
+        if self._path is not None and self._path.exists():
+            self._stages = self._read(self._path)
+
+    def stage(self, name: str) -> Mapping[str, Any]:
+        """What is finished of one stage."""
+        return self._stages.get(name, {})
+
+    def put(self, stage: str, name: str, value: Any) -> None:
+        """Keep one finished measurement (anything JSON can hold).
+
+        Raises:
+            ZigpassError: the file cannot be written.
+        """
+        self._stages.setdefault(stage, {})[name] = value
+        if self._path is None:
+            return
+        temporary = Path(f"{self._path}.part")  # so that a broken write does not cost what was there
+        try:
+            document = {"version": FILE_VERSION, "key": self._key, "stages": self._stages}
+            temporary.write_text(json.dumps(document), encoding="utf-8")
+            temporary.replace(self._path)
+        except OSError as error:
+            raise ZigpassError(f"{self._path}: cannot keep the state of the calibration ({error})") from error
+
+    def _read(self, path: Path) -> dict[str, dict[str, Any]]:
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            version, key, stages = document["version"], document["key"], dict(document["stages"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ZigpassError(f"{path}: not the state of a calibration ({error}); delete it to start over") from error
+        if version != FILE_VERSION:
+            raise ZigpassError(f"{path}: state file version {version}, this zigpass reads version {FILE_VERSION}")
+        differing = sorted(name for name in {*key, *self._key} if key.get(name) != self._key.get(name))
+        if differing:
+            raise ZigpassError(
+                f"{path}: the state of another calibration ({', '.join(differing)} differ); delete it or name another"
+            )
+        return stages

@@ -1,0 +1,96 @@
+"""Texts to windows of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zigpass.runtime import ZigpassError
+
+Texts = str | Sequence[str] | Tensor
+"""A text, several texts (read as one, with a blank line between), or token ids that are already there."""
+
+
+def encode(texts: Texts, tokenizer: Any | None, model: nn.Module) -> Tensor:
+    """Token ids int64 [T].
+
+    Args:
+        texts: what to encode; a tensor of ids is taken as it is.
+        tokenizer: a Hugging Face tokenizer; None looks beside the model's own checkpoint, without downloading.
+
+    Raises:
+        ZigpassError: no text, no tokenizer, or ids outside the model's vocabulary.
+    """
+    if isinstance(texts, Tensor):
+        ids = texts.reshape(-1).to(torch.int64)
+    else:
+        text = join_texts(texts)
+        tokenizer = tokenizer or _tokenizer_of(model)
+        ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids.reshape(-1)
+    if not ids.numel():
+        raise ZigpassError("the text has no tokens; pass some plain text")
+    vocabulary = _vocabulary_size(model)
+    if vocabulary is not None and int(ids.max()) >= vocabulary:
+        raise ZigpassError(
+            f"the tokenizer gives token {int(ids.max())}, the model has {vocabulary}; pass the tokenizer of this model"
+        )
+    return ids
+
+
+def join_texts(texts: str | Sequence[str]) -> str:
+    """One text out of one or several.
+
+    Raises:
+        ZigpassError: nothing in it but white space.
+    """
+    text = texts if isinstance(texts, str) else "\n\n".join(texts)
+    if not text.strip():
+        raise ZigpassError("the text is empty; pass some plain text (a few thousand words are enough)")
+    return text
+
+
+def spread_windows(ids: Tensor, length: int, count: int) -> Tensor:
+    """Up to `count` windows of `length` tokens, evenly spread over the text, [windows, length].
+
+    Raises:
+        ZigpassError: the text is shorter than one window.
+    """
+    available = ids.numel() // length
+    if not available:
+        raise ZigpassError(f"the text has {ids.numel()} tokens, one window needs {length}; pass a longer text")
+    count = min(count, available)
+    starts = torch.linspace(0, ids.numel() - length, count).long()
+    return torch.stack([ids[start : start + length] for start in starts])
+
+
+def fingerprint_of(ids: Tensor) -> str:
+    """A hash of the tokens, to say which text a result came from."""
+    return hashlib.blake2b(ids.numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def _tokenizer_of(model: nn.Module) -> Any:
+    source = getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not source:
+        raise ZigpassError(
+            "pass tokenizer=, or texts as a tensor of token ids: the model does not say where it is from"
+        )
+    if source.endswith(".gguf"):
+        from .load_gguf import load_gguf_tokenizer
+
+        return load_gguf_tokenizer(source)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except OSError as error:
+        raise ZigpassError(f"found no tokenizer of {source!r} on this machine; pass tokenizer=") from error
+
+
+def _vocabulary_size(model: nn.Module) -> int | None:
+    get_embeddings = getattr(model, "get_input_embeddings", None)
+    embeddings = get_embeddings() if callable(get_embeddings) else None
+    return getattr(embeddings, "num_embeddings", None)
