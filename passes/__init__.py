@@ -4,28 +4,40 @@ The passes know torch.fx and the names of the `torch.ops.zigpass` operators; the
 models. `run` is the way in.
 """
 
+from .activations import Activation, Product
 from .clone import clone_graph_module, subgraphs
 from .collect_linears import collect_linears
 from .context import Context, Linear, Match, NearMiss
 from .errors import PassError
 from .manager import OPTIONAL_PASSES, PASSES, Pass, run
 from .names import clean_path, module_name
+from .op_table import argument, canonical, spelled
+from .registry import register_activation, register_pass, registered_digest, unregister
 from .values import fake_value
 
 __all__ = [
     "OPTIONAL_PASSES",
     "PASSES",
+    "Activation",
     "Context",
     "Linear",
     "Match",
     "NearMiss",
     "Pass",
     "PassError",
+    "Product",
+    "argument",
+    "canonical",
     "clean_path",
     "clone_graph_module",
     "collect_linears",
     "fake_value",
     "module_name",
+    "register_activation",
+    "register_pass",
+    "registered_digest",
     "run",
+    "spelled",
     "subgraphs",
+    "unregister",
 ]

@@ -190,9 +190,9 @@ def _close(value: float, expected: float) -> bool:
     return math.isclose(value, expected, rel_tol=TOLERANCE)
 
 
-RECOGNIZERS: Final[tuple[Callable[[Product], Activation | None], ...]] = (
+RECOGNIZERS: Final[list[Callable[[Product], Activation | None]]] = [
     _called,
     _silu_written_out,
     _relu_squared,
     _gelu_written_out,
-)
+]

@@ -29,6 +29,10 @@ def check_packed(mlp: Mlp) -> str | None:
     return f"{joined(unpacked)} {verb} not quantized: call zigpass.quantize_(model, ...) first"
 
 
+def check_distinct(mlp: Mlp) -> str | None:
+    return f"gate and up are the same linear ({mlp.up.module})" if mlp.gate is mlp.up else None
+
+
 def check_escapes(mlp: Mlp) -> str | None:
     own = {*mlp.interior, mlp.down.node}
     for node in mlp.interior:
@@ -93,6 +97,7 @@ def check_writes(mlp: Mlp) -> str | None:
 
 CHECKS: Final[tuple[Callable[[Mlp], str | None], ...]] = (
     check_packed,
+    check_distinct,
     check_escapes,
     check_inputs,
     check_thresholds,

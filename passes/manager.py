@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from torch._subclasses import FakeTensorMode
-from torch.fx import GraphModule
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from .collect_linears import collect_linears
@@ -20,39 +21,47 @@ from .op_table import canonical
 from .values import fake_value
 from .verify_graph import verify_graph
 
+PassFunction = Callable[[GraphModule, Context], int]
+
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
     """One pass: `run(gm, context)` changes the graph and returns how often it did what it is for.
 
-    `optional` ones may be left out (`Context.skip`); the graph stays right, only less is fused.
+    `optional` ones may be left out (`Context.skip`); the graph stays right, only less is fused. `registered` ones
+    were added by a user.
     """
 
-    run: Callable[[GraphModule, Context], int]
+    run: PassFunction
     optional: bool = False
+    registered: bool = False
 
     @property
     def name(self) -> str:
         return self.run.__name__
 
 
-PASSES: Final[tuple[Pass, ...]] = (
+PASSES: Final[list[Pass]] = [
     Pass(collect_linears),
     Pass(fuse_gated_mlp, optional=True),
     Pass(fuse_qkv, optional=True),
     Pass(count_linears),
     Pass(verify_graph),
-)
+]
 """All passes in the order they run. An MLP takes its gate and up before `fuse_qkv` groups what is left."""
 
 OPTIONAL_PASSES: Final[tuple[str, ...]] = tuple(item.name for item in PASSES if item.optional)
 
 
-def run(gm: GraphModule, context: Context | None = None, example_inputs: Sequence[object] | None = None) -> Context:
+def run(
+    gm: GraphModule | ExportedProgram,
+    context: Context | None = None,
+    example_inputs: Sequence[object] | None = None,
+) -> Context:
     """Run all passes over one graph, in place.
 
     Args:
-        gm: a graph from Dynamo, from `torch.export`, or traced by hand.
+        gm: a graph from Dynamo or traced by hand, or what `torch.export` returns.
         context: settings; a default one is made when it is missing. Use a new one for every graph.
         example_inputs: needed for a graph without shapes on its nodes (`torch.fx.symbolic_trace`).
 
@@ -63,12 +72,28 @@ def run(gm: GraphModule, context: Context | None = None, example_inputs: Sequenc
         PassError: the graph carries no shapes, or a pass produced a wrong graph.
     """
     context = Context() if context is None else context
+    if isinstance(gm, ExportedProgram):
+        _run_all(gm.graph_module, context)
+        _rename_outputs(gm)
+        return context
     _require_shapes(gm, example_inputs)
+    _run_all(gm, context)
+    return context
+
+
+def _run_all(gm: GraphModule, context: Context) -> None:
     for item in PASSES:
         if item.name not in context.skip:
             context.counts[item.name] = item.run(gm, context)
     gm.recompile()
-    return context
+
+
+def _rename_outputs(program: ExportedProgram) -> None:
+    """The signature of a program refers to its outputs by the names of their nodes."""
+    (output,) = program.graph.find_nodes(op="output")
+    for spec, value in zip(program.graph_signature.output_specs, output.args[0], strict=True):
+        if isinstance(value, Node):
+            spec.arg.name = value.name
 
 
 def _require_shapes(gm: GraphModule, example_inputs: Sequence[object] | None) -> None:

@@ -16,7 +16,8 @@ def peel(node: object, trail: list[Node] | None = None) -> object:
     """
     while isinstance(node, Node):
         if _passes_on(node):
-            node, passed = node.args[0], [node]
+            passed: list[Node] = [node]
+            node = node.args[0]
         elif (found := find_concatenated(node)) is not None:
             node, passed = found
         else:

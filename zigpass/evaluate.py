@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from zigpass.runtime import ZigpassError
 
 from .decode_like import DecodeLike, check_causal_model
-from .observe import Readers, kept_thresholds, observe_sites, site_readers
+from .observe import Readers, kept_thresholds, observe_sites, set_thresholds, site_readers
 from .progress import track
-from .sites import Site
+from .sites import Site, find_sites
 from .thresholds import Thresholds
 from .tokens import Texts, encode, spread_windows
 
@@ -114,15 +114,19 @@ def evaluate_each(
     if not readers:
         raise ZigpassError(f"{type(model).__name__} has no packed linears to evaluate")
     check_causal_model(model)
+    sites = find_sites(model)
+    for thresholds in settings.values():
+        if thresholds is not None:
+            thresholds.check(model)
     windows = spread_windows(encode(texts, tokenizer, model), window, num_windows)
     scores: dict[str, list[_WindowScore]] = {name: [] for name in settings}
     for ids in track(windows, "evaluating", show=progress):
         run = DecodeLike(model, ids.unsqueeze(0), prefix)
-        for name, thresholds in settings.items():
+        for key, thresholds in settings.items():
             with kept_thresholds(model):
                 if thresholds is not None:
-                    thresholds.apply(model)
-                scores[name].append(_WindowScore(run, readers))
+                    set_thresholds(sites, {name: site.threshold for name, site in thresholds.sites.items()})
+                scores[key].append(_WindowScore(run, readers))
     return {name: _quality(own, readers) for name, own in scores.items()}
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from zigpass import passes
 from zigpass.passes import Context, Match, NearMiss
+from zigpass.runtime import ZigpassError
 
-from .explain_report import LinearRow, Report
+from .explain_report import Report
 from .linear import ZigzagLinear
 from .rewrite_graph import rewrite_graph
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .capture import CapturedGraph
 
 
-def explain(model: nn.Module, *example_args: Any, **example_kwargs: Any) -> Report:
+def explain(model: nn.Module, *example_args: Any, sparsity: float | None = None, **example_kwargs: Any) -> Report:
     """Capture the graphs of one call and report on every linear layer of the model.
 
     Nothing is compiled and, unless the call has graph breaks, nothing is run. Give the arguments of one decoding
@@ -29,20 +29,27 @@ def explain(model: nn.Module, *example_args: Any, **example_kwargs: Any) -> Repo
     Args:
         model: prepared or not, compiled or not.
         example_args, example_kwargs: what the model is called with.
+        sparsity: the share of inactive input entries to count bytes for; None takes the target that the model's
+            thresholds were calibrated for.
 
     Returns:
         A report; `print` it, or use its fields, `to_dict()` or `to_json()`.
+
+    Raises:
+        ZigpassError: `sparsity` is not in [0, 1).
     """
     from .capture import capture  # brings in Dynamo, which takes a second to import
+    from .explain_rows import find_rows  # and this the recognizers of all representations
 
+    if sparsity is not None and not 0 <= sparsity < 1:
+        raise ZigpassError(f"sparsity must be at least 0 and below 1, got {sparsity}")
     model = getattr(model, "_orig_mod", model)
     captured = capture(model, example_args, example_kwargs)
-    findings = _Findings(_owners(model))
+    findings = Findings(_owners(model))
     for graph in captured.graphs:
         findings.add(graph)
-    rows = [_row(name, module, findings) for name, module in model.named_modules() if _is_linear(module)]
     return Report(
-        rows=rows,
+        rows=find_rows(model, findings, sparsity),
         matches=findings.matches,
         at_decode=findings.at_decode,
         near_misses=list(dict.fromkeys(findings.near_misses)),
@@ -51,7 +58,16 @@ def explain(model: nn.Module, *example_args: Any, **example_kwargs: Any) -> Repo
     )
 
 
-class _Findings:
+@dataclasses.dataclass(frozen=True)
+class LooseLinear:
+    """A float linear of a graph whose weight belongs to a module that is not a linear, such as a router."""
+
+    n: int
+    k: int
+    num_bytes: int
+
+
+class Findings:
     """What the passes find in all graphs, with the names that the layers have in the model."""
 
     def __init__(self, owners: dict[int, str]) -> None:
@@ -60,6 +76,7 @@ class _Findings:
         self.at_decode: list[Match] = []
         self.near_misses: list[NearMiss] = []
         self.rows_of: dict[str, int | None] = {}
+        self.loose: dict[str, LooseLinear] = {}
 
     def add(self, graph: CapturedGraph) -> None:
         if_one_row = passes.clone_graph_module(graph.gm)
@@ -74,7 +91,9 @@ class _Findings:
         for linear in context.dense:
             self.rows_of[self._name(linear.weight[0].name, linear.module, graph)] = linear.rows
         for linear in context.float_linears:
-            self.rows_of.setdefault(self._name(linear.weight[0].name, linear.module, graph), linear.rows)
+            name = self._name(linear.weight[0].name, linear.module, graph)
+            self.rows_of.setdefault(name, linear.rows)
+            self.loose.setdefault(name, LooseLinear(linear.n, linear.k, linear.num_bytes))
 
     def _renamed(self, found: Any, graph: CapturedGraph) -> Any:
         pairs = zip(found.weights, found.modules, strict=True)
@@ -86,43 +105,13 @@ class _Findings:
 
 
 def _owners(model: nn.Module) -> dict[int, str]:
-    """Module names by the identity of their weight tensor."""
-    return {id(_weight(module)): name for name, module in model.named_modules() if _is_linear(module)}
-
-
-def _weight(module: nn.Module) -> Any:
-    return module.codes if isinstance(module, ZigzagLinear) else module.weight
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """Packed linears, torch's own, and transformers' Conv1D (a linear with its weight transposed)."""
-    return isinstance(module, (ZigzagLinear, nn.Linear)) or type(module).__name__ == "Conv1D"
-
-
-def _row(name: str, module: nn.Module, findings: _Findings) -> LinearRow:
-    reasons = [near_miss.reason for near_miss in findings.near_misses if name in near_miss.modules]
-    note = "; ".join(dict.fromkeys(reasons))
-    if not isinstance(module, ZigzagLinear):
-        n, k = _float_shape(module)
-        tensor = _weight(module)
-        return LinearRow(name, "float", n, k, tensor.numel() * tensor.element_size(), note or "not quantized")
-    kinds = [match.kind for match in findings.matches if name in match.modules]
-    at_decode = [match.kind for match in findings.at_decode if name in match.modules]
-    if kinds:
-        kind = Counter(kinds).most_common(1)[0][0]
-    elif at_decode:
-        kind = "dense"
-        rows = findings.rows_of.get(name)
-        now = f"{rows} rows: runs dense" if rows is not None else "number of rows not fixed: runs dense"
-        note = "; ".join(filter(None, [f"{now}, {at_decode[0]} when decoding one token", note]))
-    else:
-        kind = "unused"
-        note = note or "not part of any captured graph"
-    return LinearRow(name, kind, module.out_features, module.in_features, module.packed.num_bytes, note)
-
-
-def _float_shape(module: nn.Module) -> tuple[int, int]:
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    k, n = _weight(module).shape
-    return int(n), int(k)
+    """Module names by the identity of their weight tensor, linears before what shares a weight with them."""
+    names: dict[int, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, ZigzagLinear):
+            names[id(module.codes)] = name
+        elif isinstance(weight := module._parameters.get("weight"), nn.Parameter) and not isinstance(
+            module, nn.Embedding
+        ):
+            names[id(weight)] = name
+    return names

@@ -13,7 +13,9 @@ from zigpass.passes import Match, NearMiss
 
 from .rewrite_graph import describe_kinds
 
-COLUMNS = ("layer", "runs as", "N x K", "MB", "note")
+COLUMNS = ("layer", "site", "holds", "runs as", "N x K", "MB in 16 bits", "MB", "MB read", "bound", "note")
+NOT_PACKED = ("float", "quantized")
+"""Kinds of rows whose weights are not in the zigzag layout."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,23 +24,47 @@ class LinearRow:
 
     Attributes:
         name: its qualified name.
+        site: the activation it reads; empty for one that is never sparse.
+        representation: what its weight is held in.
         kind: "gated_mlp", "mlp", "qkv" or "linear" (runs sparse, alone or as part of a fused op), "dense_linear"
             (packed, never sparse, such as an output head), "dense" (packed, more than one row), "unused" (packed, not
-            called) or "float" (not quantized).
+            called), "quantized" (by another library, not packed) or "float" (not quantized).
         n, k: out_features and in_features.
         num_bytes: bytes of its weight as it is now.
+        active_bytes: bytes that decoding one token reads of it; None when the sparsity is not known.
         note: why it is not fused, if there is something to say.
+        copies: matrices of this size in it, for experts that share one parameter.
     """
 
     name: str
+    site: str
+    representation: str
     kind: str
     n: int
     k: int
     num_bytes: int
+    active_bytes: int | None
     note: str
+    copies: int = 1
+
+    @property
+    def bytes_in_16_bit(self) -> int:
+        """Bytes that it would have as bfloat16."""
+        return 2 * self.n * self.k * self.copies
+
+    @property
+    def bound(self) -> float | None:
+        """How many times fewer bytes are read than without sparsity: what a kernel limited by memory can gain."""
+        return self.num_bytes / self.active_bytes if self.active_bytes else None
 
     def cells(self) -> tuple[str, ...]:
-        return self.name, self.kind, f"{self.n} x {self.k}", f"{self.num_bytes / 1e6:.2f}", self.note
+        read = "?" if self.active_bytes is None else f"{self.active_bytes / 1e6:.2f}"
+        bound = "?" if self.bound is None else f"{self.bound:.2f}x"
+        sizes = (f"{self.n} x {self.k}", f"{self.bytes_in_16_bit / 1e6:.2f}", f"{self.num_bytes / 1e6:.2f}")
+        return self.name, self.site, self.representation, self.kind, *sizes, read, bound, self.note
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "bytes_in_16_bit": self.bytes_in_16_bit, "bound": self.bound}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,21 +95,36 @@ class Report:
     @property
     def packed_bytes(self) -> int:
         """Bytes of all packed weights of the model."""
-        return sum(row.num_bytes for row in self.rows if row.kind != "float")
+        return sum(row.num_bytes for row in self.packed)
 
     @property
     def bytes_in_16_bit(self) -> int:
         """Bytes that the packed weights would have as bfloat16."""
-        return sum(2 * row.n * row.k for row in self.rows if row.kind != "float")
+        return sum(row.bytes_in_16_bit for row in self.packed)
 
     @property
     def float_bytes(self) -> int:
         """Bytes of the linears that are not quantized."""
         return sum(row.num_bytes for row in self.rows if row.kind == "float")
 
+    @property
+    def packed(self) -> list[LinearRow]:
+        return [row for row in self.rows if row.kind not in NOT_PACKED]
+
+    @property
+    def active_bytes(self) -> int | None:
+        """Bytes of packed weights that decoding one token reads; None when a site's sparsity is not known."""
+        active = [row.active_bytes for row in self.packed]
+        return None if None in active else sum(filter(None, active))
+
+    @property
+    def bound(self) -> float | None:
+        """Packed bytes over those that are read: no kernel can gain more on these layers from the sparsity alone."""
+        return self.packed_bytes / self.active_bytes if self.active_bytes else None
+
     def summary(self) -> list[str]:
         """The totals, a sentence each."""
-        num_float = sum(row.kind == "float" for row in self.rows)
+        num_float, num_quantized = (sum(row.kind == kind for row in self.rows) for kind in NOT_PACKED)
         lines = [f"{describe_kinds(self.kinds)} matched in {self.num_graphs} graph{'s' * (self.num_graphs != 1)}"]
         if len(self.at_decode) > len(self.matches):
             kinds = describe_kinds(Counter(match.kind for match in self.at_decode))
@@ -91,6 +132,16 @@ class Report:
         if self.packed_bytes:
             lines.append(
                 f"packed weights: {self.packed_bytes / 1e6:.2f} MB ({self.bytes_in_16_bit / 1e6:.2f} MB in 16 bits)"
+            )
+            if self.active_bytes is None:
+                lines.append("bytes read per token are not known: calibrate the model, or pass sparsity= to explain")
+            elif self.bound:
+                lines.append(
+                    f"read per token: {self.active_bytes / 1e6:.2f} MB of them, {self.bound:.2f}x fewer than dense"
+                )
+        if num_quantized:
+            lines.append(
+                f"quantized but not packed: {num_quantized} linear{'s' * (num_quantized != 1)}; call zigpass.prepare"
             )
         if num_float:
             lines.append(f"not quantized: {num_float} linear{'s' * (num_float != 1)}, {self.float_bytes / 1e6:.2f} MB")
@@ -103,7 +154,7 @@ class Report:
         return {
             "summary": self.summary(),
             "kinds": dict(self.kinds),
-            "linears": [dataclasses.asdict(row) for row in self.rows],
+            "linears": [row.to_dict() for row in self.rows],
             "matches": [_plain(match) for match in self.matches],
             "at_decode": [_plain(match) for match in self.at_decode],
             "near_misses": [_plain(near_miss) for near_miss in self.near_misses],
@@ -111,6 +162,8 @@ class Report:
             "num_graphs": self.num_graphs,
             "packed_bytes": self.packed_bytes,
             "float_bytes": self.float_bytes,
+            "active_bytes": self.active_bytes,
+            "bound": self.bound,
         }
 
     def to_json(self) -> str:
@@ -141,5 +194,10 @@ class Report:
 
 
 def _plain(found: Match | NearMiss) -> dict[str, Any]:
-    """As a dict, without the names inside a graph, which mean nothing to a reader."""
-    return {name: value for name, value in dataclasses.asdict(found).items() if name != "weights"}
+    """As JSON knows it, without the names inside a graph, which mean nothing to a reader."""
+    plain = {name: value for name, value in dataclasses.asdict(found).items() if name != "weights"}
+    return {name: _as_lists(value) for name, value in plain.items()}
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value

@@ -47,6 +47,7 @@ class ZigzagPass(CustomGraphPass):  # type: ignore[misc]  # torch._inductor is n
         """Names what this pass does, so that Inductor's caches forget graphs rewritten by another version of it."""
         digest = hashlib.sha256(source_digest().encode())
         digest.update(repr(sorted(self.skip)).encode())
+        digest.update(passes.registered_digest().encode())
         return digest.hexdigest()
 
     def __str__(self) -> str:

@@ -32,8 +32,9 @@ def count_kinds(contexts: Iterable[Context]) -> Counter[str]:
 
 
 def describe_kinds(kinds: Counter[str]) -> str:
-    """ "2 gated_mlp, 2 qkv, 2 linear"."""
-    return ", ".join(f"{kinds[kind]} {kind}" for kind in KIND_ORDER if kinds[kind]) or "nothing"
+    """ "2 gated_mlp, 2 qkv, 2 linear", kinds that a registered pass made up last."""
+    order = dict.fromkeys([*KIND_ORDER, *sorted(kinds)])
+    return ", ".join(f"{kinds[kind]} {kind}" for kind in order if kinds[kind]) or "nothing"
 
 
 def why_nothing(contexts: Iterable[Context]) -> list[str] | None:

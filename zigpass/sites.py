@@ -71,10 +71,15 @@ class Site(nn.Module):
         self.kind: SiteKind = kind
         self.features = features
         self.mask_rows = False
+        self._target: tuple[float, Tensor] | None = None
         self.register_buffer("threshold", torch.zeros(1, dtype=torch.float32))
 
-    def set_threshold(self, threshold: float | Tensor) -> None:
+    def set_threshold(self, threshold: float | Tensor, target_sparsity: float | None = None) -> None:
         """Replace the threshold, in place when the number of entries stays the same (nothing recompiles then).
+
+        Args:
+            threshold: of 1 or K entries.
+            target_sparsity: the share of entries that it was chosen for, where that is known.
 
         Raises:
             ZigpassError: not 1 or K entries, or an entry that is negative or not finite.
@@ -88,6 +93,15 @@ class Site(nn.Module):
             self.threshold.copy_(value)
         else:
             self.threshold = value.clone()
+        if target_sparsity is not None:
+            self._target = (target_sparsity, value.clone())
+
+    @property
+    def target_sparsity(self) -> float | None:
+        """The share of entries that the present threshold was chosen for; None when it was set by hand."""
+        if self._target is None or not torch.equal(self._target[1].to(self.threshold.device), self.threshold):
+            return None
+        return self._target[0]
 
     def extra_repr(self) -> str:
         return f"{self.name!r}, kind={self.kind}"

@@ -45,8 +45,9 @@ class Thresholds:
     Attributes:
         sites: by site name.
         target_sparsity: share of the weight bytes of these sites that should not be read.
-        rule: how entries are scored ("magnitude": by |x|).
-        allocation: how the target is spread over the sites ("uniform": the same everywhere).
+        rule: how entries are scored; a name in `zigpass.rules.RULES`.
+        allocation: how the target is spread over the sites; a name in `zigpass.allocations.ALLOCATIONS`. "uniform" also
+            where "measured" was asked for and gave way to it.
         model_id: name or path of the model, for people.
         fingerprint: hash of its packed weights, for checks.
         text_hash: hash of the calibration tokens.
@@ -68,6 +69,12 @@ class Thresholds:
         Raises:
             ZigpassError: they are for another model; every site that does not fit is named and none is changed.
         """
+        self.check(model)
+        for name, site in find_sites(model).items():
+            site.set_threshold(self.sites[name].threshold, self.sites[name].target_sparsity)
+
+    def check(self, model: nn.Module) -> None:
+        """Raise `ZigpassError`, with every site that does not fit, unless these thresholds are for this model."""
         sites = find_sites(model)
         failures = [f"{name}: the model has no such site" for name in self.sites if name not in sites]
         failures += [f"{name}: the file has no threshold for it" for name in sites if name not in self.sites]
@@ -78,8 +85,6 @@ class Thresholds:
         if not failures and weight_fingerprint(model) != self.fingerprint:
             failures.append("the weights have another fingerprint (another quantization or checkpoint)")
         raise_collected(failures, f"these thresholds, made for {self.model_id!r}, do not fit the model; calibrate it:")
-        for name, site in sites.items():
-            site.set_threshold(self.sites[name].threshold)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file; what is not a tensor is JSON in its metadata.

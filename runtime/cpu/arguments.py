@@ -1,12 +1,9 @@
 """Checks of op arguments before an address is taken, cheap enough for every call.
 
-What depends only on the layout and the dtypes is checked once, in `weight_plan`; per call a few sizes are compared.
-When one does not fit, the full checks of `zigpass.runtime.ops` run to say what is wrong.
+When an argument does not fit, the full checks of `zigpass.runtime.ops` say what is wrong.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,44 +11,52 @@ from torch import Tensor
 from .. import ops
 from ..errors import ZigpassError
 from ..quantized import FLOAT_DTYPES
-from .record import WeightPlan, weight_plan
+from .floats import DTYPE_CODES
+from .record import WeightPlan
+
+_INPUT_CODES = {dtype: DTYPE_CODES[dtype] for dtype in ops.SUPPORTED_DTYPES}
 
 
-def checked_plan(
-    x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, threshold: Tensor | None, layout: str
-) -> WeightPlan:
-    """The plan of a weight that x and the threshold fit.
+def checked_input(x: Tensor, plan: WeightPlan) -> int:
+    """The dtype code of an input that fits a weight.
 
     Raises:
-        ZigpassError: sizes, dtypes or strides that the kernels cannot take.
+        ZigpassError: another dtype, or another number of features.
     """
-    plan = weight_plan(layout, *[tensor.dtype for tensor in weight])
-    if x.dtype not in ops.SUPPORTED_DTYPES or x.shape[-1] != plan.k:
-        ops.check_linear(x, weight, threshold, layout)
-    return checked_weight(plan, weight, bias, threshold)
+    code = _INPUT_CODES.get(x.dtype)
+    if code is None:
+        raise ZigpassError(f"x has dtype {x.dtype}, zigpass ops take {ops.SUPPORTED_DTYPES}")
+    if x.shape[-1] != plan.k:
+        raise ZigpassError(f"x has {x.shape[-1]} features, the weight {plan.layout.spec} has K={plan.k}")
+    return code
 
 
-def checked_weight(
-    plan: WeightPlan, weight: Sequence[Tensor], bias: Tensor | None, threshold: Tensor | None
-) -> WeightPlan:
-    """As `checked_plan`, for a weight whose input is not a tensor yet (the down projection of an MLP)."""
-    if not plan.fits(weight):
-        raise plan.explain_misfit(weight)
+def checked_threshold(threshold: Tensor | None, plan: WeightPlan) -> tuple[int, int]:
+    """Address and number of entries of a threshold that fits a weight.
+
+    Raises:
+        ZigpassError: another dtype, size or strides.
+    """
+    if threshold is None:
+        return 0, 0
+    size = threshold.numel()
+    if threshold.dtype != torch.float32 or not threshold.is_contiguous():
+        raise ZigpassError(
+            f"the threshold for {plan.layout.spec} is {threshold.dtype} with strides {threshold.stride()},"
+            " expected contiguous float32"
+        )
+    if size != 1 and size != plan.k:
+        raise ZigpassError(f"threshold has {size} entries, {plan.layout.spec} takes 1 or {plan.k}")
+    return threshold.data_ptr(), size
+
+
+def checked_bias(plan: WeightPlan, bias: Tensor | None) -> None:
+    """
+    Raises:
+        ZigpassError: a bias of another size, dtype or strides.
+    """
     if bias is not None and (bias.numel() != plan.n or bias.dtype not in FLOAT_DTYPES or not bias.is_contiguous()):
         raise ZigpassError(
             f"the bias of {plan.layout.spec} is {bias.dtype} {tuple(bias.shape)} with strides {bias.stride()},"
             f" expected N={plan.n} contiguous entries of one of {FLOAT_DTYPES}"
         )
-    if threshold is not None:
-        if threshold.dtype != torch.float32 or not threshold.is_contiguous():
-            raise ZigpassError(
-                f"the threshold for {plan.layout.spec} is {threshold.dtype} with strides {threshold.stride()},"
-                " expected contiguous float32"
-            )
-        if threshold.numel() != 1 and threshold.numel() != plan.k:
-            raise ZigpassError(f"threshold has {threshold.numel()} entries, {plan.layout.spec} takes 1 or {plan.k}")
-    return plan
-
-
-def address_and_size(threshold: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if threshold is None else (threshold.data_ptr(), threshold.numel())

@@ -27,15 +27,23 @@ def jit(function: F) -> F:
     return cast(F, numba.njit(**_OPTIONS)(function))
 
 
+def target_features() -> frozenset[str]:
+    """Features of the CPU that kernels are compiled for (Numba's `NUMBA_CPU_FEATURES` can restrict them)."""
+    from numba.core.registry import cpu_target
+
+    features: str = cpu_target.target_context.codegen().magic_tuple()[2]
+    return frozenset(feature[1:] for feature in features.split(",") if feature.startswith("+"))
+
+
 class Kernel:
     """A compiled function that Python calls with `arity` integers; compiled, or read from disk, at its first call."""
 
-    def __init__(self, function: Callable[..., None], arity: int) -> None:
+    def __init__(self, function: Callable[..., None], arity: int, name: str) -> None:
         self._dispatcher = numba.njit(**_OPTIONS)(function)
-        self._dispatcher._cache = KernelCache(function.__name__)
+        self._dispatcher._cache = KernelCache(name)
         self._signature = types.void(*[types.int64] * arity)
         self._entry: Callable[..., None] | None = None
-        self.__name__ = function.__name__
+        self.__name__ = name
         self.__doc__ = function.__doc__
 
     def __call__(self, *args: int) -> None:
@@ -46,6 +54,6 @@ class Kernel:
         entry(*args)
 
 
-def kernel(function: Callable[..., None]) -> Kernel:
-    """Make a `Kernel` of a function whose parameters are all integers."""
-    return Kernel(function, function.__code__.co_argcount)
+def kernel(function: Callable[..., None], name: str | None = None) -> Kernel:
+    """Make a `Kernel` of a function whose parameters are all integers; kernels on disk are told apart by `name`."""
+    return Kernel(function, function.__code__.co_argcount, name or function.__name__)

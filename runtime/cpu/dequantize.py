@@ -10,7 +10,7 @@ from .codes import FACTORS
 from .column_scales import decode_factors
 from .compile import jit, kernel
 from .floats import widen
-from .memory import float32_pointer, int64_pointer, load, store, uint32_pointer
+from .memory import address_of, float32_pointer, int64_pointer, keep, load, store, uint32_pointer
 from .record import (
     ADD_ZERO,
     BAND,
@@ -29,53 +29,46 @@ from .record import (
 
 
 @kernel
-def dequantize(record_address: int, first_row: int, end_row: int, out: int) -> None:
-    """Write rows first_row..end_row of a weight, transposed: float32 [K, end_row - first_row] at address `out`.
+def dequantize(record_address: int, first_row: int, end_row: int, out: int, stride: int) -> None:
+    """Write rows first_row..end_row of a weight, transposed: float32, column k at address out + 4 * k * stride.
 
-    The rows lie in one band and both borders are multiples of 128.
+    Both borders are multiples of 128.
     """
     record = int64_pointer(record_address)
+    target = float32_pointer(out)
+    for row in range(first_row, end_row, BLOCK_ROWS):
+        _write_block(record, row, 0, load(record, uint64(K)), target, row - first_row, stride)
+
+
+@jit
+def dequantize_column(record: int, row: int, column: int, weights: np.ndarray) -> None:
+    """weights[0:128] = W[row : row + 128, column]."""
+    _write_block(record, row, column, column + 1, float32_pointer(address_of(weights)), 0, 0)
+    keep(weights)
+
+
+@jit
+def _write_block(
+    record: int, row: int, first_column: int, end_column: int, out: int, out_row: int, stride: int
+) -> None:
+    """out[(k - first_column) * stride + out_row + i] = W[row + i, k] for the 128 rows of a block."""
     k = load(record, uint64(K))
     depth = 4 * load(record, uint64(BITS))
     band = load(record, uint64(BAND))
     padded_n = (load(record, uint64(N)) + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
-    band_row = first_row // band * band
+    band_row = row // band * band
     band_rows = min(band, padded_n - band_row)
     column_words = band_rows // BLOCK_ROWS * depth
-    band_word = band_row // BLOCK_ROWS * depth * k
-    scale = np.empty(BLOCK_ROWS, np.float32)
-    zero = np.empty(BLOCK_ROWS, np.float32)
-    codes = np.empty(BLOCK_ROWS, np.float32)
-    for row in range(first_row, end_row, BLOCK_ROWS):
-        first_word = band_word + (row - band_row) // BLOCK_ROWS * depth
-        if load(record, uint64(ZERO_KIND)) == COLUMN_SCALES:
-            _column_block(
-                record,
-                row,
-                band_row,
-                band_rows,
-                first_word,
-                column_words,
-                codes,
-                row - first_row,
-                end_row - first_row,
-                out,
-            )
-        else:
-            _group_block(
-                record,
-                row,
-                band_row,
-                band_rows,
-                first_word,
-                column_words,
-                codes,
-                scale,
-                zero,
-                row - first_row,
-                end_row - first_row,
-                out,
-            )
+    first_word = band_row // BLOCK_ROWS * depth * k + (row - band_row) // BLOCK_ROWS * depth
+    first_word += first_column * column_words
+    if load(record, uint64(ZERO_KIND)) == COLUMN_SCALES:
+        _column_block(
+            record, row, band_row, band_rows, first_word, column_words, first_column, end_column, out, out_row, stride
+        )
+    else:
+        _group_block(
+            record, row, band_row, band_rows, first_word, column_words, first_column, end_column, out, out_row, stride
+        )
 
 
 @jit
@@ -84,36 +77,36 @@ def _group_block(
     row: int,
     band_row: int,
     band_rows: int,
-    first_word: int,
+    word: int,
     column_words: int,
-    codes: np.ndarray,
-    scale: np.ndarray,
-    zero: np.ndarray,
-    out_row: int,
-    out_rows: int,
+    first_column: int,
+    end_column: int,
     out: int,
+    out_row: int,
+    stride: int,
 ) -> None:
-    """128 rows of all columns, scales along the inputs."""
-    target = float32_pointer(out)
-    k = load(record, uint64(K))
+    """128 rows of some columns, scales along the inputs."""
+    scale, zero = np.empty(BLOCK_ROWS, np.float32), np.empty(BLOCK_ROWS, np.float32)
+    codes = np.empty(BLOCK_ROWS, np.float32)
     group_size = load(record, uint64(GROUP_SIZE))
-    num_groups = (k + group_size - 1) // group_size
+    num_groups = (load(record, uint64(K)) + group_size - 1) // group_size
     add_zero = load(record, uint64(ZERO_KIND)) == ADD_ZERO
-    for group in range(num_groups):
-        first = band_row * num_groups + group * band_rows + row - band_row
-        widen(load(record, uint64(SCALE)), first, BLOCK_ROWS, load(record, uint64(SCALE_DTYPE)), scale)
-        widen(load(record, uint64(ZERO)), first, BLOCK_ROWS, load(record, uint64(ZERO_DTYPE)), zero)
-        for column in range(group * group_size, min(k, (group + 1) * group_size)):
-            _decode_block(
-                load(record, uint64(CODES)), load(record, uint64(BITS)), first_word + column * column_words, codes
-            )
-            at = uint64(column * out_rows + out_row)
-            if add_zero:
-                for i in range(uint64(BLOCK_ROWS)):
-                    store(target, at + i, scale[i] * codes[i] + zero[i])
-            else:
-                for i in range(uint64(BLOCK_ROWS)):
-                    store(target, at + i, scale[i] * (codes[i] - zero[i]))
+    group = -1
+    for column in range(first_column, end_column):
+        if column // group_size != group:
+            group = column // group_size
+            first = band_row * num_groups + group * band_rows + row - band_row
+            widen(load(record, uint64(SCALE)), first, BLOCK_ROWS, load(record, uint64(SCALE_DTYPE)), scale)
+            widen(load(record, uint64(ZERO)), first, BLOCK_ROWS, load(record, uint64(ZERO_DTYPE)), zero)
+        _decode_block(load(record, uint64(CODES)), load(record, uint64(BITS)), word, codes)
+        at = uint64((column - first_column) * stride + out_row)
+        if add_zero:
+            for i in range(uint64(BLOCK_ROWS)):
+                store(out, at + i, scale[i] * codes[i] + zero[i])
+        else:
+            for i in range(uint64(BLOCK_ROWS)):
+                store(out, at + i, scale[i] * (codes[i] - zero[i]))
+        word += column_words
 
 
 @jit
@@ -122,41 +115,50 @@ def _column_block(
     row: int,
     band_row: int,
     band_rows: int,
-    first_word: int,
+    word: int,
     column_words: int,
-    codes: np.ndarray,
-    out_row: int,
-    out_rows: int,
+    first_column: int,
+    end_column: int,
     out: int,
+    out_row: int,
+    stride: int,
 ) -> None:
-    """128 rows of all columns, scales along the outputs."""
-    target = float32_pointer(out)
-    k = load(record, uint64(K))
+    """128 rows of some columns, scales along the outputs."""
+    band = load(record, uint64(BAND))
     first_record = np.int64(0)
-    for start in range(0, band_row, load(record, uint64(BAND))):
-        first_record += ((start + load(record, uint64(BAND)) + 255) // 256 - start // 256) * k
+    for start in range(0, band_row, band):
+        first_record += ((start + band + 255) // 256 - start // 256) * load(record, uint64(K))
     records = (band_row + band_rows + 255) // 256 - band_row // 256
-    superblock = row // 256 - band_row // 256
     quarter = row % 256 // 32
-    factors = np.empty(FACTORS, np.float32)
-    minimums = np.empty(((band_rows + 255) // 256 + 1) * FACTORS, np.float32)
-    index = np.empty(1, np.uint64)
-    one = np.ones(1, np.float32)
-    for column in range(k):
+    factors, minimums = np.empty(FACTORS, np.float32), np.empty(FACTORS, np.float32)
+    codes = np.empty(BLOCK_ROWS, np.float32)
+    index, one = np.empty(1, np.uint64), np.ones(1, np.float32)
+    for column in range(first_column, end_column):
         index[0] = uint64(column)
-        minimums[superblock * FACTORS : (superblock + 1) * FACTORS] = float32(0)
+        minimums[:] = float32(0)
         decode_factors(
-            load(record, uint64(SCALE)), first_record, records, superblock, index, one, 0, 1, 1, factors, minimums
+            load(record, uint64(SCALE)),
+            first_record,
+            records,
+            row // 256 - band_row // 256,
+            address_of(index),
+            address_of(one),
+            0,
+            1,
+            1,
+            factors,
+            minimums,
+            0,
         )
-        _decode_block(
-            load(record, uint64(CODES)), load(record, uint64(BITS)), first_word + column * column_words, codes
-        )
-        at = uint64(column * out_rows + out_row)
+        _decode_block(load(record, uint64(CODES)), load(record, uint64(BITS)), word, codes)
+        at = uint64((column - first_column) * stride + out_row)
         for part in range(4):
-            scale = factors[quarter + part]
-            minimum = minimums[superblock * FACTORS + quarter + part]
+            scale, minimum = factors[quarter + part], minimums[quarter + part]
             for i in range(uint64(part * 32), uint64(part * 32 + 32)):
-                store(target, at + i, scale * codes[i] - minimum)
+                store(out, at + i, scale * codes[i] - minimum)
+        word += column_words
+    keep(index)
+    keep(one)
 
 
 @jit

@@ -117,17 +117,18 @@ def widen(address: int, start: int, count: int, dtype: int, out: np.ndarray) -> 
 
 
 @jit
-def narrow(values: np.ndarray, count: int, dtype: int, address: int) -> None:
-    """Write values[0:count] (float32) to `address`, rounded to the dtype."""
+def narrow(values: np.ndarray, start: int, count: int, dtype: int, address: int, place: int) -> None:
+    """Write values[start : start + count] (float32) from index `place` on at `address`, rounded to the dtype."""
+    first, to = uint64(start), uint64(place)
     if dtype == FLOAT32:
         floats = float32_pointer(address)
         for i in range(uint64(count)):
-            store(floats, i, values[i])
+            store(floats, to + i, values[first + i])
     elif dtype == FLOAT16:
         halves = uint16_pointer(address)
         for i in range(uint64(count)):
-            store(halves, i, half_of_float(values[i]))
+            store(halves, to + i, half_of_float(values[first + i]))
     else:
         bfloats = uint16_pointer(address)
         for i in range(uint64(count)):
-            store(bfloats, i, bfloat_of_float(values[i]))
+            store(bfloats, to + i, bfloat_of_float(values[first + i]))

@@ -15,7 +15,8 @@ from .codes import COLUMNS_AT_ONCE, FACTORS, add_columns, field_units
 from .column_scales import decode_factors
 from .compile import jit
 from .floats import widen
-from .memory import load, prefetch, uint32_pointer
+from .inputs import COUNT, INDEX, ROWS, STRIDE, VALUES
+from .memory import float32_pointer, load, prefetch, uint32_pointer, uint64_pointer
 from .record import (
     ADD_ZERO,
     BAND,
@@ -40,57 +41,83 @@ LAST_PASS_COLUMNS = 24
 
 
 @jit
-def gemv(record: int, active_index: np.ndarray, active_value: np.ndarray, num_active: int, out: np.ndarray) -> None:
-    """out[row] = sum of W[row, k] * x_k over the active k.
+def gemv(record: int, inputs: int, first_row: int, end_row: int, out: np.ndarray) -> None:
+    """out[r, row - first_row] = sum of W[row, k] * x[r, k] over the active k, for rows first_row..end_row.
 
     Args:
         record: int64 pointer to the weight's record.
-        active_index: uint64 ascending; active_value: float32, x at those entries.
-        out: float32 [padded N]; rows past N get values that mean nothing.
+        inputs: int64 pointer to the inputs block.
+        first_row, end_row: multiples of 128 within the padded N.
+        out: float32 [rows of x * (end_row - first_row)].
     """
     padded_n = (load(record, uint64(N)) + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
     band = load(record, uint64(BAND))
-    first_record = 0
-    for first_row in range(0, padded_n, band):
-        end_row = min(first_row + band, padded_n)
-        if load(record, uint64(ZERO_KIND)) == COLUMN_SCALES:
-            records = (end_row + 255) // 256 - first_row // 256
-            _column_band(record, first_row, end_row, first_record, active_index, active_value, num_active, out)
-            first_record += records * load(record, uint64(K))
-        else:
-            _group_band(record, first_row, end_row, active_index, active_value, num_active, out)
+    index, num_active = load(inputs, uint64(INDEX)), load(inputs, uint64(COUNT))
+    for r in range(load(inputs, uint64(ROWS))):
+        values = load(inputs, uint64(VALUES)) + 4 * r * load(inputs, uint64(STRIDE))
+        first_record = 0
+        for band_row in range(0, padded_n, band):
+            band_end = min(band_row + band, padded_n)
+            start, end = max(first_row, band_row), min(end_row, band_end)
+            first_out = r * (end_row - first_row) + start - first_row
+            if load(record, uint64(ZERO_KIND)) == COLUMN_SCALES:
+                if start < end:
+                    _column_band(
+                        record, band_row, band_end, first_record, start, end, index, values, num_active, first_out, out
+                    )
+                first_record += ((band_end + 255) // 256 - band_row // 256) * load(record, uint64(K))
+            elif start < end:
+                _group_band(record, band_row, band_end, start, end, index, values, num_active, first_out, out)
 
 
 @jit
 def _group_band(
     record: int,
-    first_row: int,
+    band_row: int,
+    band_end: int,
+    start_row: int,
     end_row: int,
-    active_index: np.ndarray,
-    active_value: np.ndarray,
+    active_index: int,
+    active_value: int,
     num_active: int,
+    first_out: int,
     out: np.ndarray,
 ) -> None:
-    """One band of a weight whose scales run along the inputs: sums per group, then scale and zero once per group."""
-    k = load(record, uint64(K))
+    """Rows of one band of a weight whose scales run along the inputs: sums per group, then scale and zero."""
+    index, values = uint64_pointer(active_index), float32_pointer(active_value)
     group_size = load(record, uint64(GROUP_SIZE))
-    num_groups = (k + group_size - 1) // group_size
-    rows = end_row - first_row
+    num_groups = (load(record, uint64(K)) + group_size - 1) // group_size
+    rows = end_row - start_row
     units = field_units(load(record, uint64(BITS)))
     sums = np.empty(rows, np.float32)
-    out[first_row:end_row] = float32(0)
+    out[first_out : first_out + rows] = float32(0)
     start = 0
     while start < num_active:
-        group = np.int64(active_index[start]) // group_size
+        group = np.int64(load(index, uint64(start))) // group_size
         limit = uint64((group + 1) * group_size)
         end = start
         total = float32(0)
-        while end < num_active and active_index[end] < limit:
-            total += active_value[end]
+        while end < num_active and load(index, uint64(end)) < limit:
+            total += load(values, uint64(end))
             end += 1
         sums[:] = float32(0)
-        _add_passes(record, first_row, rows, 0, active_index, active_value, start, end, num_active, sums, sums)
-        _apply_group(record, first_row * num_groups + group * rows, rows, units, sums, total, first_row, out)
+        _add_passes(
+            record,
+            band_row,
+            band_end,
+            start_row,
+            rows,
+            0,
+            active_index,
+            active_value,
+            start,
+            end,
+            num_active,
+            sums,
+            sums,
+        )
+        first_scale = band_row * num_groups + group * (band_end - band_row) + start_row - band_row
+        _apply_group(record, first_scale, rows, units, sums, total, first_out, out)
         start = end
 
 
@@ -102,7 +129,7 @@ def _apply_group(
     units: np.ndarray,
     sums: np.ndarray,
     total: float,
-    first_row: int,
+    first_out: int,
     out: np.ndarray,
 ) -> None:
     """out += scale * (sums - zero * total), or scale * sums + zero * total."""
@@ -113,7 +140,7 @@ def _apply_group(
         first = first_scale + block
         widen(load(record, uint64(SCALE)), first, BLOCK_ROWS, load(record, uint64(SCALE_DTYPE)), scale)
         widen(load(record, uint64(ZERO)), first, BLOCK_ROWS, load(record, uint64(ZERO_DTYPE)), zero)
-        a, b = uint64(block), uint64(first_row + block)
+        a, b = uint64(block), uint64(first_out + block)
         if add_zero:
             for i in range(uint64(BLOCK_ROWS)):
                 out[b + i] += scale[i] * (sums[a + i] * units[i]) + zero[i] * total
@@ -125,25 +152,40 @@ def _apply_group(
 @jit
 def _column_band(
     record: int,
-    first_row: int,
-    end_row: int,
+    band_row: int,
+    band_end: int,
     first_record: int,
-    active_index: np.ndarray,
-    active_value: np.ndarray,
+    start_row: int,
+    end_row: int,
+    active_index: int,
+    active_value: int,
     num_active: int,
+    first_out: int,
     out: np.ndarray,
 ) -> None:
-    """One band of a weight with scales along the outputs: scales ride on the factors, minimums are summed apart."""
-    rows = end_row - first_row
+    """Rows of one band of a weight with scales along the outputs: scales ride on the factors, minimums apart."""
+    rows = end_row - start_row
     units = field_units(load(record, uint64(BITS)))
     sums = np.zeros(rows, np.float32)
-    minimums = np.zeros(((end_row + 255) // 256 - first_row // 256) * FACTORS, np.float32)
+    minimums = np.zeros(((end_row + 255) // 256 - start_row // 256) * FACTORS, np.float32)
     _add_passes(
-        record, first_row, rows, first_record, active_index, active_value, 0, num_active, num_active, sums, minimums
+        record,
+        band_row,
+        band_end,
+        start_row,
+        rows,
+        first_record,
+        active_index,
+        active_value,
+        0,
+        num_active,
+        num_active,
+        sums,
+        minimums,
     )
-    skipped = first_row % 256 // 32
+    skipped = start_row % 256 // 32
     for block in range(0, rows, BLOCK_ROWS):
-        a, b = uint64(block), uint64(first_row + block)
+        a, b = uint64(block), uint64(first_out + block)
         for i in range(uint64(BLOCK_ROWS)):
             out[b + i] = sums[a + i] * units[i] - minimums[uint64(skipped) + (a + i) // uint64(32)]
 
@@ -151,27 +193,28 @@ def _column_band(
 @jit
 def _add_passes(
     record: int,
-    first_row: int,
+    band_row: int,
+    band_end: int,
+    start_row: int,
     rows: int,
     first_record: int,
-    active_index: np.ndarray,
-    active_value: np.ndarray,
+    active_index: int,
+    active_value: int,
     start: int,
     end: int,
     num_active: int,
     sums: np.ndarray,
     minimums: np.ndarray,
 ) -> None:
-    """sums[0:rows] += codes * factors over the active entries start..end of one band."""
+    """sums[0:rows] += codes * factors over the active entries start..end, for rows of one band."""
+    index, values = uint64_pointer(active_index), float32_pointer(active_value)
     codes = uint32_pointer(load(record, uint64(CODES)))
     bits = load(record, uint64(BITS))
     depth = uint64(4 * bits)
     column_scales = load(record, uint64(ZERO_KIND)) == COLUMN_SCALES
-    blocks = rows // BLOCK_ROWS
-    column_words = uint64(blocks) * depth
-    band_word = uint64(first_row // BLOCK_ROWS) * depth * uint64(load(record, uint64(K)))
-    first_block = first_row // BLOCK_ROWS
-    records = (first_block + blocks + 1) // 2 - first_block // 2
+    column_words = uint64((band_end - band_row) // BLOCK_ROWS) * depth
+    band_word = uint64(band_row // BLOCK_ROWS) * depth * uint64(load(record, uint64(K)))
+    records = (band_end + 255) // 256 - band_row // 256
     offsets = np.empty(LAST_PASS_COLUMNS + COLUMNS_AT_ONCE, np.uint64)
     ahead = np.empty(LAST_PASS_COLUMNS + COLUMNS_AT_ONCE, np.uint64)
     factors = np.zeros((LAST_PASS_COLUMNS + COLUMNS_AT_ONCE) * FACTORS, np.float32)
@@ -182,29 +225,28 @@ def _add_passes(
         padded = (count + COLUMNS_AT_ONCE - 1) // COLUMNS_AT_ONCE * COLUMNS_AT_ONCE
         for c in range(padded):
             entry = start + min(c, count - 1)
-            offsets[c] = band_word + active_index[entry] * column_words
-            ahead[c] = band_word + active_index[min(start + count + c, num_active - 1)] * column_words
-            value = active_value[entry] if c < count else float32(0)
+            offsets[c] = band_word + load(index, uint64(entry)) * column_words
+            ahead[c] = band_word + load(index, uint64(min(start + count + c, num_active - 1))) * column_words
+            value = load(values, uint64(entry)) if c < count else float32(0)
             for i in range(FACTORS):
                 factors[c * FACTORS + i] = value
         superblock = -1
-        for block in range(blocks):
-            word = uint64(block) * depth
+        for row in range(start_row, start_row + rows, BLOCK_ROWS):
+            word = uint64((row - band_row) // BLOCK_ROWS) * depth
             first_factor = 0
             for c in range(count):
                 prefetch(codes, ahead[c] + word)
                 if bits == 8:
                     prefetch(codes, ahead[c] + word + uint64(16))
             if column_scales:
-                first_factor = (first_block + block) % 2 * 4
-                here = (first_block + block) // 2 - first_block // 2
-                if here != superblock:
-                    superblock = here
+                first_factor = row % 256 // 32
+                if row // 256 != superblock:
+                    superblock = row // 256
                     decode_factors(
                         load(record, uint64(SCALE)),
                         first_record,
                         records,
-                        superblock,
+                        superblock - band_row // 256,
                         active_index,
                         active_value,
                         start,
@@ -212,6 +254,7 @@ def _add_passes(
                         num_active,
                         factors,
                         minimums,
+                        (superblock - start_row // 256) * FACTORS,
                     )
-            add_columns(bits, codes, offsets, word, factors, first_factor, padded, sums, uint64(block * BLOCK_ROWS))
+            add_columns(bits, codes, offsets, word, factors, first_factor, padded, sums, uint64(row - start_row))
         start += count

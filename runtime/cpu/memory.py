@@ -34,7 +34,48 @@ float32_pointer = _pointer_to(types.float32)
 uint32_pointer = _pointer_to(types.uint32)
 uint16_pointer = _pointer_to(types.uint16)
 uint8_pointer = _pointer_to(types.uint8)
+int32_pointer = _pointer_to(types.int32)
 int64_pointer = _pointer_to(types.int64)
+uint64_pointer = _pointer_to(types.uint64)
+
+
+def _offset(element: types.Type) -> Any:
+    """An intrinsic: the pointer `index` elements further on."""
+
+    def offset(typing_context: Any, pointer: Any, index: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.gep(args[0], [args[1]])
+
+        return types.CPointer(element)(types.CPointer(element), types.uint64), build
+
+    return intrinsic(offset)
+
+
+offset_float32 = _offset(types.float32)
+offset_uint8 = _offset(types.uint8)
+offset_uint16 = _offset(types.uint16)
+offset_uint32 = _offset(types.uint32)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def address_of(typing_context: Any, array: Any) -> Any:
+    """The address of an array's data. The array must be named again, in `keep`, after the address was last used."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return types.int64(array), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def keep(typing_context: Any, array: Any) -> Any:
+    """Keep an array alive up to here."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.get_dummy_value()
+
+    return types.void(array), build
 
 
 @intrinsic  # type: ignore[untyped-decorator]

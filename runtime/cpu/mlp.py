@@ -2,77 +2,157 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numba import uint64
 
-from ..layout import BLOCK_ROWS
 from .activations import activate
-from .compile import kernel
-from .floats import narrow, widen
-from .gemv import gemv
-from .memory import int64_pointer, load
-from .predict import list_active
-from .project import add_bias
-from .record import OUT, OUT_DTYPE, PERM, RECORD_FIELDS, N
+from .compile import Kernel, jit, kernel
+from .exact import exact_gemv
+from .floats import widen
+from .inputs import EXACT, ROWS, fill_inputs, inputs_size, reusable
+from .memory import address_of, float32_pointer, int64_pointer, keep, load, store
+from .parallel import run_team, take_next
+from .project import (
+    ACTIVATION,
+    BLOCKS,
+    JOB_FIELDS,
+    MIDDLE,
+    NEXT,
+    NUM_RECORDS,
+    PIECES,
+    RECORDS,
+    add_bias,
+    make_project_work,
+    piece_rows,
+)
+from .record import RECORD_FIELDS, N
+
+_RECORD_BYTES = RECORD_FIELDS * 8
 
 
-@kernel
-def mlp(
-    x: int,
-    x_dtype: int,
-    count: int,
-    threshold_in: int,
-    num_thresholds_in: int,
-    threshold_mid: int,
-    num_thresholds_mid: int,
-    records: int,
-    has_gate: int,
-    activation: int,
-) -> None:
-    """Write W_down (act(W_gate x) * (W_up x)) of one row x to the address in down's record.
+def make_mlp(name: str, gemv: Callable[..., Any]) -> Kernel:
+    """The kernel for one variant of `gemv`."""
+    middle_work, project_work = _make_middle_work(gemv), make_project_work(gemv)
 
-    Args:
-        x: address of `count` contiguous values of dtype code `x_dtype`.
-        threshold_in, threshold_mid: addresses of float32, see `list_active`.
-        records: address of the records of up, down and, when `has_gate`, gate.
-        activation: a value of `ACTIVATION_CODES`; without a gate it applies to up.
-    """
-    up = int64_pointer(records)
-    down = int64_pointer(records + RECORD_FIELDS * 8)
-    gate = int64_pointer(records + 2 * RECORD_FIELDS * 8)
-    middle_n = load(up, uint64(N))
-    n = load(down, uint64(N))
-    padded_middle = (middle_n + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
-    longest = max(count, middle_n) + 1
+    def mlp(
+        x: int,
+        x_dtype: int,
+        rows: int,
+        count: int,
+        threshold_in: int,
+        num_thresholds_in: int,
+        threshold_mid: int,
+        num_thresholds_mid: int,
+        records: int,
+        has_gate: int,
+        activation: int,
+        digits: int,
+        team: int,
+        threads: int,
+    ) -> None:
+        """Write W_down (act(W_gate x) * (W_up x)) of each row to the address in down's record.
 
-    values = np.empty(count, np.float32)
-    widen(x, 0, count, x_dtype, values)
-    active_index = np.empty(longest, np.uint64)
-    active_value = np.empty(longest, np.float32)
-    perm = load(up, uint64(PERM))
-    num_active = list_active(values, count, threshold_in, num_thresholds_in, perm, active_index, active_value)
+        Args:
+            x: address of rows * count contiguous values of dtype code `x_dtype`.
+            threshold_in, threshold_mid: addresses of float32, see `list_active`; none when rows > 1.
+            records: address of the records of down, up and, when `has_gate`, gate.
+            activation: a value of `ACTIVATION_CODES`; without a gate it applies to up.
+            digits, team, threads: see `project`.
+        """
+        down = int64_pointer(records)
+        up = int64_pointer(records + _RECORD_BYTES)
+        gate = int64_pointer(records + 2 * _RECORD_BYTES)
+        values = np.empty(rows * count, np.float32)
+        widen(x, 0, rows * count, x_dtype, values)
+        up_size = inputs_size(up, rows, digits)
+        arena = np.empty((up_size + (inputs_size(gate, rows, digits) if has_gate else 0)) // 8, np.int64)
+        blocks = np.empty(2, np.int64)
+        blocks[0] = address_of(arena)
+        blocks[1] = blocks[0]
+        fill_inputs(up, values, rows, threshold_in, num_thresholds_in, digits, blocks[0])
+        if has_gate and not reusable(gate, up):
+            blocks[1] = blocks[0] + up_size
+            fill_inputs(gate, values, rows, threshold_in, num_thresholds_in, digits, blocks[1])
+        middle = np.empty(rows * load(up, uint64(N)), np.float32)
+        job = np.zeros(JOB_FIELDS, np.int64)
+        job[PIECES] = threads
+        job[RECORDS] = records + _RECORD_BYTES
+        job[NUM_RECORDS] = 1 + has_gate
+        job[BLOCKS] = address_of(blocks)
+        job[ACTIVATION] = activation
+        job[MIDDLE] = address_of(middle)
+        if threads > 1:
+            run_team(middle_work, address_of(job), team, threads)
+        else:
+            middle_work(address_of(job))
 
-    middle = np.empty(padded_middle, np.float32)
-    gemv(up, active_index, active_value, num_active, middle)
-    add_bias(up, middle)
-    if has_gate:
-        gated = np.empty(padded_middle, np.float32)
-        gate_perm = load(gate, uint64(PERM))
-        if perm != 0 or gate_perm != 0:
-            num_active = list_active(
-                values, count, threshold_in, num_thresholds_in, gate_perm, active_index, active_value
-            )
-        gemv(gate, active_index, active_value, num_active, gated)
-        add_bias(gate, gated)
-        activate(gated, middle_n, activation)
-        for i in range(uint64(middle_n)):
-            middle[i] = gated[i] * middle[i]
-    else:
-        activate(middle, middle_n, activation)
+        down_arena = np.empty(inputs_size(down, rows, digits) // 8, np.int64)
+        fill_inputs(down, middle, rows, threshold_mid, num_thresholds_mid, digits, address_of(down_arena))
+        blocks[0] = address_of(down_arena)
+        job[NEXT] = 0
+        job[RECORDS] = records
+        job[NUM_RECORDS] = 1
+        if threads > 1:
+            run_team(project_work, address_of(job), team, threads)
+        else:
+            project_work(address_of(job))
+        keep(job)
+        keep(blocks)
+        keep(arena)
+        keep(down_arena)
+        keep(middle)
 
-    down_perm = load(down, uint64(PERM))
-    num_active = list_active(middle, middle_n, threshold_mid, num_thresholds_mid, down_perm, active_index, active_value)
-    out = np.empty((n + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS, np.float32)
-    gemv(down, active_index, active_value, num_active, out)
-    add_bias(down, out)
-    narrow(out, n, load(down, uint64(OUT_DTYPE)), load(down, uint64(OUT)))
+    return kernel(mlp, f"mlp_{name}")
+
+
+def _make_middle_work(gemv: Callable[..., Any]) -> Callable[..., Any]:
+    """What every thread does for the first half: rows of the middle, act(W_gate x) * (W_up x)."""
+
+    @jit
+    def weigh(record: int, inputs: int, first_row: int, end_row: int, count: int, out: np.ndarray) -> None:
+        if load(inputs, uint64(EXACT)) != 0:
+            exact_gemv(record, inputs, first_row, end_row, out)
+        else:
+            gemv(record, inputs, first_row, end_row, out)
+        for r in range(load(inputs, uint64(ROWS))):
+            add_bias(record, first_row, count, r * (end_row - first_row), out)
+
+    @jit
+    def middle_work(job_address: int) -> None:
+        job = int64_pointer(job_address)
+        pieces = load(job, uint64(PIECES))
+        up = int64_pointer(load(job, uint64(RECORDS)))
+        gate = int64_pointer(load(job, uint64(RECORDS)) + _RECORD_BYTES)
+        blocks = int64_pointer(load(job, uint64(BLOCKS)))
+        has_gate = load(job, uint64(NUM_RECORDS)) > 1
+        middle = float32_pointer(load(job, uint64(MIDDLE)))
+        n = load(up, uint64(N))
+        while True:
+            piece = take_next(job)
+            if piece >= pieces:
+                break
+            first_row, end_row = piece_rows(up, piece, pieces)
+            if first_row >= end_row:
+                continue
+            inputs = int64_pointer(load(blocks, uint64(0)))
+            rows, width = load(inputs, uint64(ROWS)), end_row - first_row
+            count = min(end_row, n) - first_row
+            values = np.empty(rows * width, np.float32)
+            weigh(up, inputs, first_row, end_row, count, values)
+            if has_gate:
+                gated = np.empty(rows * width, np.float32)
+                weigh(gate, int64_pointer(load(blocks, uint64(1))), first_row, end_row, count, gated)
+                activate(gated, rows * width, load(job, uint64(ACTIVATION)))
+                for i in range(uint64(rows * width)):
+                    values[i] = gated[i] * values[i]
+            else:
+                activate(values, rows * width, load(job, uint64(ACTIVATION)))
+            for r in range(rows):
+                target, source = uint64(r * n + first_row), uint64(r * width)
+                for i in range(uint64(count)):
+                    store(middle, target + i, values[source + i])
+
+    return middle_work

@@ -57,15 +57,19 @@ class WeightPlan:
             raise ZigpassError(f"{layout.spec} needs {layout.num_tensors} tensors, got {len(dtypes)}")
         self.layout = layout
         self.n, self.k = layout.n, layout.k
-        names = ("codes", "scale", "zero", "perm")
+        self.num_codes = layout.padded_n * layout.k
+        names = ("codes", "scale", *(("zero",) if layout.scale_axis == "in" else ()), *(("perm",) * layout.permuted))
         for name, dtype, allowed in zip(names, dtypes, _allowed_dtypes(layout), strict=False):
             if dtype not in allowed:
                 raise ZigpassError(f"{name} of {layout.spec} has dtype {dtype}, expected one of {allowed}")
-        sizes = (layout.num_code_words, layout.num_scales, layout.num_scales, layout.k)
-        self._sizes = list(zip(names, sizes, strict=True))[: layout.num_tensors]
-        self._num_codes, self._num_scales = layout.num_code_words, layout.num_scales
+        sizes = {
+            "codes": layout.num_code_words,
+            "scale": layout.num_scales,
+            "zero": layout.num_scales,
+            "perm": layout.k,
+        }
+        self._sizes = [(name, sizes[name]) for name in names]
         self._has_zero = layout.scale_axis == "in"
-        self._permuted = layout.permuted
         self._layout_fields = (
             layout.n,
             layout.k,
@@ -79,14 +83,10 @@ class WeightPlan:
 
     def fits(self, weight: Sequence[Tensor]) -> bool:
         """Whether the packed tensors have the sizes of the layout and lie in one piece."""
-        codes, scale = weight[0], weight[1]
-        if codes.numel() != self._num_codes or scale.numel() != self._num_scales:
-            return False
-        if not (codes.is_contiguous() and scale.is_contiguous()):
-            return False
-        if self._permuted and not (weight[3].numel() == self.k and weight[3].is_contiguous()):
-            return False
-        return not self._has_zero or (weight[2].numel() == self._num_scales and weight[2].is_contiguous())
+        return all(
+            tensor.numel() == size and tensor.is_contiguous()
+            for tensor, (_, size) in zip(weight, self._sizes, strict=True)
+        )
 
     def record(self, weight: Sequence[Tensor], bias: Tensor | None, out: int, out_dtype: int) -> tuple[int, ...]:
         """The record of packed tensors that `fits` accepted; the caller keeps them and the bias alive."""
@@ -99,7 +99,7 @@ class WeightPlan:
             out,
             out_dtype,
             *self._layout_fields,
-            weight[3].data_ptr() if self._permuted else 0,
+            weight[-1].data_ptr() if self.layout.permuted else 0,
         )
 
     def explain_misfit(self, weight: Sequence[Tensor]) -> ZigpassError:

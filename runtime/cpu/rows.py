@@ -29,7 +29,7 @@ def linear_rows(x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, plan: 
         records = pack_records([plan.record(weight, None, 0, FLOAT32)])
         buffer = rows.new_empty(_rows_per_piece(plan.layout) * plan.k)
         for start, end in _pieces(plan.layout):
-            dequantize(records.buffer_info()[0], start, end, buffer.data_ptr())
+            dequantize(records.buffer_info()[0], start, end, buffer.data_ptr(), end - start)
             piece = buffer[: plan.k * (end - start)].view(plan.k, end - start)
             stop = min(end, plan.n)
             torch.mm(rows, piece[:, : stop - start], out=out[:, start:stop])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .arguments import Arguments
 from .formats import FORMATS
+from .launch import current_stream
 from .plan import Plan
 
 
@@ -36,9 +37,8 @@ def launch_gemv(
     Returns:
         The workspace with the partial sums. It comes from torch's allocator, which knows about streams and graph pools.
     """
-    stream = torch.cuda.current_stream(plan.device.index).cuda_stream
-    device = weights[0][0].device
-    partials = torch.empty(plan.partial_floats, dtype=torch.float32, device=device)
+    stream = current_stream(plan.device.index)
+    partials = weights[0][0].new_empty(plan.partial_floats, dtype=torch.float32)
     arguments = Arguments.from_buffer_copy(plan.template)
     for slot, tensors, bias, out in zip(arguments.weights, weights, biases, outs, strict=False):
         slot.codes, slot.scale = tensors[0].data_ptr(), tensors[1].data_ptr()

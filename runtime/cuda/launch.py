@@ -6,6 +6,8 @@ import ctypes
 import threading
 from typing import Any
 
+import torch
+
 from ..errors import ZigpassError
 from .arguments import Arguments
 from .compiler import compile_kernel
@@ -84,3 +86,9 @@ def get_function(
             if found is None:
                 found = _functions[key] = Function(device, file, name, macros, threads, shared, dependent)
     return found
+
+
+def current_stream(index: int) -> int:
+    """The handle of torch's current stream on a device, without making a stream object of it."""
+    handle: int = torch._C._cuda_getCurrentRawStream(index)
+    return handle

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import ZigpassError
 from ..layout import Layout
 from ..ops import check_linear, check_mlp
+from ..quantized import FLOAT_DTYPES
 from ..reference import ACTIVATIONS, mask_inactive, split_weights
 from .arguments import MAX_WEIGHTS
 from .device import ensure_context, get_device
@@ -110,7 +111,49 @@ def check_operands(
     layouts: Sequence[Layout],
 ) -> None:
     """Raise `ZigpassError` for operands that a kernel would read wrongly: device, dtype, alignment, shape."""
-    device = x.device
+    index = x.get_device()
+    if (
+        all(_weight_fits(tensors, layout, index) for tensors, layout in zip(weights, layouts, strict=True))
+        and all(
+            bias is None
+            or (bias.get_device() == index and tuple(bias.shape) == (layout.n,) and bias.dtype in FLOAT_DTYPES)
+            for bias, layout in zip(biases, layouts, strict=True)
+        )
+        and all(t is None or (t.get_device() == index and t.dtype == torch.float32) for t in thresholds)
+    ):
+        return
+    _raise_misfit(x.device, weights, biases, thresholds, layouts)
+
+
+def _weight_fits(tensors: Sequence[Tensor], layout: Layout, index: int) -> bool:
+    """The common case in a microsecond; `_raise_misfit` looks closely (five times as long) and finds the words."""
+    codes, scale = tensors[0], tensors[1]
+    if codes.dtype != torch.int32 or codes.get_device() != index or scale.get_device() != index:
+        return False
+    addresses = codes.data_ptr() | scale.data_ptr()
+    contiguous = codes.is_contiguous() and scale.is_contiguous()
+    if layout.scale_axis == "out":
+        return contiguous and scale.dtype == torch.int32 and not addresses % ALIGNMENT
+    zero = tensors[2]
+    return (
+        contiguous
+        and zero.is_contiguous()
+        and not (addresses | zero.data_ptr()) % ALIGNMENT
+        and zero.get_device() == index
+        and zero.numel() == scale.numel()
+        and scale.dtype in FLOAT_DTYPES
+        and (zero.dtype == torch.uint8 if layout.zero_kind == "sub_int" else zero.dtype in FLOAT_DTYPES)
+    )
+
+
+def _raise_misfit(
+    device: torch.device,
+    weights: Sequence[Sequence[Tensor]],
+    biases: Sequence[Tensor | None],
+    thresholds: Sequence[Tensor | None],
+    layouts: Sequence[Layout],
+) -> None:
+    """Raise for the first operand that does not fit; do nothing when all do."""
     for tensors, layout in zip(weights, layouts, strict=True):
         for name, tensor in zip(("codes", "scale", "zero"), tensors, strict=False):
             if tensor.device != device:

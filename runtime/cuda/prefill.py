@@ -11,7 +11,7 @@ from ..layout import BLOCK_ROWS, Layout
 from .arguments import DequantizeArguments
 from .device import get_device
 from .formats import F16, FORMATS, ZERO_KIND_CODES
-from .launch import get_function
+from .launch import current_stream, get_function
 
 WORKSPACE_BYTES = 64 << 20
 """Plain numbers of a weight that exist at a time: 2048 rows of 16384 fp16 columns."""
@@ -57,5 +57,5 @@ def dequantize_rows(out: Tensor, layout: Layout, weight: Sequence[Tensor], start
         (weight[0].data_ptr(), weight[1].data_ptr(), weight[2].data_ptr() if axis_in else 0, out.data_ptr()),
         (layout.padded_n, layout.k, layout.band, start, rows),
     )
-    stream = torch.cuda.current_stream(device.index).cuda_stream
+    stream = current_stream(device.index)
     function.launch((-(-layout.k // columns_per_block), rows // BLOCK_ROWS), stream, parameters.address)

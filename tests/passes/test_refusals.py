@@ -111,6 +111,11 @@ CASES = {
         {},
         "gate_proj, up_proj are multiplied without an activation",
     ),
+    "one linear is gate and up": (
+        lambda m, x: m.down_proj(F.silu(g := m.gate_proj(x)) * g),
+        {},
+        "gate and up are the same linear (gate_proj)",
+    ),
     "scaled": (
         lambda m, x: m.down_proj(0.3 * F.silu(m.gate_proj(x)) * m.up_proj(x)),
         {},

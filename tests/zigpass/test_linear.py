@@ -7,7 +7,7 @@ from torch import nn
 from tests.models import SwiGlu
 from tests.weights import random_weight
 from zigpass.config import ZigzagConfig
-from zigpass.linear import ZigzagLinear
+from zigpass.linear import ZigzagLinear, find_linears, repack_
 from zigpass.quantize import quantize_
 from zigpass.runtime import ZigpassError, pack
 from zigpass.sites import Site, dense, find_sites
@@ -95,3 +95,19 @@ def test_backward_raises_instead_of_losing_gradients(mlp):
 def test_unknown_names_get_sites_of_their_own():
     model = quantize_(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), progress=False)
     assert {name: site.kind for name, site in find_sites(model).items()} == {"0": "other", "1": "other"}
+
+
+def test_repacking_keeps_the_numbers_and_the_sites():
+    torch.manual_seed(0)
+    mlp = quantize_(SwiGlu(hidden=64, middle=300), ZigzagConfig(group_size=32), progress=False)
+    mlp.gate_proj.site.set_threshold(0.3)
+    x = torch.randn(1, 64)
+    expected, site = mlp(x), mlp.gate_proj.site
+    repack_(mlp, 128)
+    assert [linear.layout.num_bands for _, linear in find_linears(mlp)] == [3, 3, 1]
+    assert mlp.up_proj.site is site
+    assert torch.equal(mlp(x), expected)
+    repack_(mlp, None)
+    assert mlp.up_proj.layout.num_bands == 1
+    with pytest.raises(ZigpassError, match="band must be a positive multiple of 128 or None, got 100"):
+        repack_(mlp, 100)

@@ -14,7 +14,7 @@ def test_the_default_loses_less_than_uniform_on_held_out_text(smollm2_path):
     tokenizer = zigpass.load_gguf_tokenizer(smollm2_path)
     calibration_text, held_out = (text[:60_000] for text in topics())
     options = {
-        "sites": ["model.layers.0.*", "model.layers.1.*", "model.layers.29.*"],
+        "sites": ["model.layers.0.*", "model.layers.29.*"],
         "tokenizer": tokenizer,
         "window": 128,
         "num_windows": 4,
@@ -26,7 +26,7 @@ def test_the_default_loses_less_than_uniform_on_held_out_text(smollm2_path):
     }
     assert settings["measured"].allocation == "measured"
     found = evaluate_each(
-        model, held_out, settings, tokenizer=tokenizer, prefix=64, window=192, num_windows=4, progress=False
+        model, held_out, settings, tokenizer=tokenizer, prefix=64, window=192, num_windows=3, progress=False
     )
     assert found["measured"].kl < 0.8 * found["uniform"].kl
     assert found["uniform"].top1_agreement > 0.5

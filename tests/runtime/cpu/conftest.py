@@ -121,4 +121,5 @@ def cpu() -> SimpleNamespace:
         thresholds=thresholds,
         values=random_values,
         assert_close=assert_close,
+        unpacked=lambda packed: unpack(packed).dequantize(),
     )

@@ -32,5 +32,5 @@ def test_narrowing_rounds_to_nearest_even(dtype: torch.dtype) -> None:
     )
     values = torch.cat([exact, neighbours.to(torch.int32).flatten().view(torch.float32), halfway, torch.randn(10000)])
     out = torch.empty(values.numel(), dtype=dtype)
-    narrow(values.numpy(), values.numel(), DTYPE_CODES[dtype], out.data_ptr())
+    narrow(values.numpy(), 0, values.numel(), DTYPE_CODES[dtype], out.data_ptr(), 0)
     torch.testing.assert_close(out, values.to(dtype), rtol=0, atol=0, equal_nan=True)

@@ -1,4 +1,4 @@
-"""Memory safety: every kernel with poisoned allocations, and with inputs that end where a page ends.
+"""Memory safety: every kernel at 1, 2 and 4 threads with poisoned allocations, and inputs that end where a page ends.
 
 Runs in a process of its own, because the poison is a setting of the C library and a stray read ends the process.
 """
@@ -11,9 +11,12 @@ import sys
 
 import pytest
 
+from zigpass.runtime.cpu.variants import AVX512_VNNI, PORTABLE, available_variants
+
 SCRIPT = """
-import ctypes, mmap
+import ctypes, mmap, sys
 import torch
+from zigpass.runtime.cpu import parallel, set_activation_dtype, set_variant
 from zigpass.runtime import ColumnScales, GroupScales, QuantizedWeight, pack, reference
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -44,7 +47,14 @@ def weight(n, k, bits, kind, band):
     return [guarded(tensor) for tensor in packed.tensors], packed.layout.spec
 
 def near(actual, expected):
-    return bool(((actual - expected).abs().max() <= 1e-4 * expected.abs().max() + 1e-6))
+    return bool(((actual - expected).abs().max() <= tolerance * expected.abs().max() + 1e-6))
+
+variant, dtype, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
+set_variant(variant)
+set_activation_dtype(dtype)
+tolerance = 1e-4 if dtype == "float32" else 0.05
+torch.set_num_threads(threads)
+parallel.LEAST_CODES = 0
 
 torch.manual_seed(0)
 wrong = runs = 0
@@ -56,7 +66,7 @@ for n, k in ((127, 33), (300, 65)):
                 v, spec_v = weight(n, k, 4, "sub_int", band)
                 down, spec_down = weight(k, n, bits, kind, band)
                 bias = guarded(torch.randn(n))
-                for rows, threshold in ((1, None), (1, 0.7), (1, 9.0), (3, None)):
+                for rows, threshold in ((1, None), (1, 0.7), (1, 9.0), (3, None), (9, None)):
                     x = guarded(torch.randn(rows, k))
                     t = None if threshold is None else guarded(torch.full((k,), threshold))
                     a = (x, w, bias, t, spec)
@@ -72,16 +82,22 @@ print(wrong, "wrong of", runs)
 """
 
 
+CASES = [
+    *((AVX512_VNNI, dtype, threads) for dtype in ("float32", "int8") for threads in (1, 2, 4)),
+    *((PORTABLE, "float32", threads) for threads in (1, 2, 4)),
+]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="MALLOC_PERTURB_ is a setting of glibc")
-def test_poisoned_allocations_and_guarded_inputs() -> None:
+@pytest.mark.parametrize(("variant", "dtype", "threads"), CASES)
+def test_poisoned_allocations_and_guarded_inputs(variant: str, dtype: str, threads: int) -> None:
+    if variant not in available_variants():
+        pytest.skip(f"this CPU cannot run {variant}")
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        env={
-            **os.environ,
-            "MALLOC_PERTURB_": "165",
-        },
+        [sys.executable, "-c", SCRIPT, variant, dtype, str(threads)],
+        env={**os.environ, "MALLOC_PERTURB_": "165"},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.strip() == "0 wrong of 432"
+    assert result.stdout.strip() == "0 wrong of 540"

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 
-COMMON = {
+COMMON: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    
     "max_position_embeddings": 64,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -59,5 +58,21 @@ def tiny_model(family: str, **settings: Any) -> Any:
     model = model_class(config_class(**{**common, **FAMILIES[family], **settings})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(0.0, 0.1) if parameter.dim() > 1 else parameter.add_(torch.randn_like(parameter) * 0.1)
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.1)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
+
+
+def decode_inputs(family: str, start: int, stop: int) -> dict[str, Any]:
+    """What a model is called with for the tokens from `start` to `stop` of a fixed text.
+
+    OPT reads positions off its mask, which breaks the graph unless they are given.
+    """
+    tokens = torch.randint(3, COMMON["vocab_size"], (1, 16), generator=torch.Generator().manual_seed(3))
+    call: dict[str, Any] = {"input_ids": tokens[:, start:stop]}
+    if family == "OPT":
+        call["attention_mask"] = torch.ones(1, stop, dtype=torch.int64)
+        call["position_ids"] = torch.arange(start, stop)[None]
+    return call

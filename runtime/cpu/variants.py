@@ -1,0 +1,90 @@
+"""Which kernels run: chosen once by what the CPU has, or by `$ZIGPASS_CPU_VARIANT`.
+
+- `avx512_vnni`: integer dot products on 512-bit registers (integer_gemv.py).
+- `portable`: float32 products in LLVM's portable vectors (gemv.py), which become AVX2 or NEON where the CPU has them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+from ..errors import ZigpassError
+from .activation_dtype import current_digits
+from .compile import Kernel, target_features
+
+VARIANT_VARIABLE: Final = "ZIGPASS_CPU_VARIANT"
+AVX512_VNNI: Final = "avx512_vnni"
+PORTABLE: Final = "portable"
+VARIANTS: Final = (AVX512_VNNI, PORTABLE)
+_AVX512_VNNI_FEATURES: Final = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"})
+
+
+class Variant:
+    """One set of kernels; they are compiled, or read from disk, when first called.
+
+    Attributes:
+        most_rows: rows of x up to which packed weights are multiplied row by row; more are multiplied as a matrix.
+    """
+
+    def __init__(self, name: str) -> None:
+        from .mlp import make_mlp
+        from .project import make_project
+
+        self.name = name
+        self._integers = name == AVX512_VNNI
+        self.most_rows = 8 if self._integers else 1
+        gemv = _gemv(name)
+        self.project: Kernel = make_project(name, gemv)
+        self.mlp: Kernel = make_mlp(name, gemv)
+
+    def digits(self) -> int:
+        """Digits of an input as an integer (fixed_point.py); 0 when the kernels multiply floats."""
+        return current_digits() if self._integers else 0
+
+
+def available_variants() -> tuple[str, ...]:
+    """The variants that this CPU can run, best first."""
+    return VARIANTS if target_features() >= _AVX512_VNNI_FEATURES else (PORTABLE,)
+
+
+def set_variant(name: str | None) -> None:
+    """Run one variant from now on; None goes back to `$ZIGPASS_CPU_VARIANT` or the best one.
+
+    Raises:
+        ZigpassError: an unknown name, or a variant that this CPU cannot run.
+    """
+    global _current
+    _current = _get(name or os.environ.get(VARIANT_VARIABLE) or available_variants()[0])
+
+
+def current_variant() -> Variant:
+    """The variant that ops run."""
+    if _current is None:
+        set_variant(None)
+    assert _current is not None
+    return _current
+
+
+_current: Variant | None = None
+_made: dict[str, Variant] = {}
+
+
+def _get(name: str) -> Variant:
+    if name not in available_variants():
+        known = "an unknown variant" if name not in VARIANTS else "not something that this CPU can run"
+        raise ZigpassError(f"CPU variant {name!r} is {known}; available here: {', '.join(available_variants())}")
+    if name not in _made:
+        _made[name] = Variant(name)
+    return _made[name]
+
+
+def _gemv(name: str) -> Callable[..., Any]:
+    if name == AVX512_VNNI:
+        from .integer_gemv import integer_gemv
+
+        return integer_gemv
+    from .gemv import gemv
+
+    return gemv

@@ -1,0 +1,197 @@
+"""The CPU kernels against the best dense int4 kernels for CPUs, one row of input: `zigpass bench cpu`.
+
+Every candidate of a shape runs in one process, in turns, on one pinned core unless asked otherwise, and with copies of
+its weights in rotation. Times are medians with quartiles over the calls during which the system left the core alone.
+Peers are onnxruntime's MatMulNBits with accuracy_level=4 (int8 activations) and torch's int4pack (bfloat16
+activations), both with groups of 128 (64 where 128 does not divide K) and dense; what is not installed is left out and
+said. zigpass runs through its operator, predict and compaction included, with bfloat16 input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from zigpass.runtime import Layout, ZigpassError
+from zigpass.runtime.cpu import available_variants, get_activation_dtype, set_activation_dtype
+from zigpass.runtime.layout import round_up
+from zigpass.tools import bench_peers as peers
+from zigpass.tools.bench_timing import Timing, interleave
+from zigpass.tools.env import environment
+
+LARGE = ((4096, 11008), (11008, 4096), (4096, 14336), (14336, 4096))
+SMALL = ((576, 1536), (1536, 576))
+MLP = (4096, 11008)
+SPARSITIES = (0.0, 0.5)
+MOST_COPIES = 48
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """Random packed weights of one layout, several copies."""
+
+    layout: Layout
+    copies: list[list[Tensor]]
+
+
+def cpu(
+    threads: Annotated[int, typer.Option(help="Threads of every candidate; 1 is pinned to one core.")] = 1,
+    core: Annotated[int, typer.Option(help="The core to pin one thread to.")] = -1,
+    seconds: Annotated[float, typer.Option(help="Time for each table row.")] = 8.0,
+    megabytes: Annotated[int, typer.Option(help="Weights in rotation, for every candidate.")] = 200,
+    activations: Annotated[str, typer.Option(help="float32 or int8, where the CPU has integer kernels.")] = "float32",
+    small: Annotated[bool, typer.Option("--small", help="Only the small shapes, a quick check.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write JSON; default: tools/results/cpu-<machine>.json.")
+    ] = None,
+) -> None:
+    """Time the CPU kernels against dense int4 kernels of other libraries."""
+    torch.set_num_threads(threads)
+    if threads == 1 and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[core]})
+    if activations not in ("float32", "int8"):
+        raise ZigpassError(f"activations must be float32 or int8, got {activations!r}")
+    set_activation_dtype("int8" if activations == "int8" else "float32")
+    console = Console()
+    if not peers.has_onnxruntime():
+        console.print("onnx and onnxruntime are not installed: measured against torch's int4pack only")
+    rows = []
+    with torch.inference_mode():
+        for k, n in (*SMALL, *(() if small else LARGE)):
+            rows += matmul_rows(k, n, seconds, megabytes)
+            show(console, rows[-4:])
+        if not small:
+            rows += mlp_rows(*MLP, seconds, megabytes)
+            show(console, rows[-2:])
+    report = {"machine": machine(), "threads": threads, "seconds": seconds, "megabytes": megabytes, "rows": rows}
+    path = (
+        out or RESULTS / f"cpu-{platform.machine()}-{available_variants()[0]}-{get_activation_dtype()}-{threads}t.json"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    console.print(f"wrote {path}")
+
+
+def machine() -> dict[str, Any]:
+    """The environment without what belongs to one user."""
+    report = environment()
+    report.pop("cache_folder", None)
+    return {**report, "kernels": available_variants()[0], "load": [round(x, 2) for x in os.getloadavg()]}
+
+
+def matmul_rows(k: int, n: int, seconds: float, megabytes: int) -> list[dict[str, Any]]:
+    """Rows of the table for one shape: both scale axes, dense and sparse."""
+    copies = num_copies(k * n // 2, megabytes)
+    candidates: dict[str, Callable[[int], object]] = {"int4pack": peers.torch_int4pack(k, n, copies)}
+    if peers.has_onnxruntime():
+        candidates["onnxruntime"] = peers.onnxruntime_matmul(k, n, copies)
+    x = torch.randn(1, k).bfloat16()
+    linear = torch.ops.zigpass.linear.default
+    for axis in ("in", "out"):
+        weight = random_weight(n, k, axis, copies)
+        for sparsity in SPARSITIES:
+            threshold = threshold_for(x, sparsity)
+            candidates[f"{axis} {sparsity}"] = lambda copy, w=weight, t=threshold: linear(  # type: ignore[misc]
+                x, w.copies[copy], None, t, w.layout.spec
+            )
+    timings = interleave(candidates, dict.fromkeys(candidates, copies), seconds)
+    return [
+        table_row(f"{k}x{n}", axis, sparsity, timings, f"{axis} {sparsity}")
+        for axis in ("in", "out")
+        for sparsity in SPARSITIES
+    ]
+
+
+def mlp_rows(k: int, middle: int, seconds: float, megabytes: int) -> list[dict[str, Any]]:
+    """Rows of the table for a SwiGLU MLP."""
+    copies = max(3, num_copies(3 * k * middle // 2, megabytes))
+    candidates: dict[str, Callable[[int], object]] = {"int4pack": peers.torch_int4pack_mlp(k, middle, copies)}
+    if peers.has_onnxruntime():
+        candidates["onnxruntime"] = peers.onnxruntime_mlp(k, middle, copies)
+    gate, up, down = (random_weight(*shape, "in", copies) for shape in ((middle, k), (middle, k), (k, middle)))
+    x = torch.randn(1, k).bfloat16()
+    specs = (gate.layout.spec, up.layout.spec, down.layout.spec)
+    mlp = torch.ops.zigpass.gated_mlp.default
+
+    def weights(copy: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        return gate.copies[copy], up.copies[copy], down.copies[copy]
+
+    for sparsity in SPARSITIES:
+        t_in = threshold_for(x, sparsity)
+        t_mid = None
+        if sparsity:
+            # The middle of the sparse MLP itself: what reaches the down projection is what is cut at the quantile.
+            linear = torch.ops.zigpass.linear.default
+            g, u = (linear(x, w.copies[0], None, t_in, w.layout.spec).float() for w in (gate, up))
+            t_mid = threshold_for(torch.nn.functional.silu(g) * u, sparsity)
+        candidates[f"mlp {sparsity}"] = lambda copy, a=t_in, b=t_mid: mlp(  # type: ignore[misc]
+            x, *weights(copy), None, None, None, a, b, *specs, "silu"
+        )
+    timings = interleave(candidates, dict.fromkeys(candidates, copies), seconds)
+    return [table_row(f"MLP {k}-{middle}", "in", s, timings, f"mlp {s}") for s in SPARSITIES]
+
+
+def table_row(shape: str, axis: str, sparsity: float, timings: dict[str, Timing], ours: str) -> dict[str, Any]:
+    """One row: our time, the peers' and the ratio to the best of them."""
+    dense = {name: timings[name] for name in ("onnxruntime", "int4pack") if name in timings}
+    best = min(dense, key=lambda name: dense[name].median)
+    return {
+        "shape": shape,
+        "scale_axis": axis,
+        "sparsity": sparsity,
+        "activations": get_activation_dtype(),
+        "zigpass_us": dataclasses.asdict(timings[ours]),
+        "peers_us": {name: dataclasses.asdict(timing) for name, timing in dense.items()},
+        "best_peer": best,
+        "ratio": round(dense[best].median / timings[ours].median, 2),
+    }
+
+
+def show(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Print rows as a table."""
+    table = Table("shape", "scales", "sparsity", "zigpass us", "onnxruntime us", "int4pack us", "ratio to best")
+    for row in rows:
+        times = (row["zigpass_us"], *(row["peers_us"].get(name) for name in ("onnxruntime", "int4pack")))
+        cells = ["-" if t is None else f"{t['median']:.0f} ({t['low']:.0f}-{t['high']:.0f})" for t in times]
+        table.add_row(row["shape"], row["scale_axis"], f"{row['sparsity']:.0%}", *cells, f"{row['ratio']:.2f}")
+    console.print(table)
+
+
+def num_copies(weight_bytes: int, megabytes: int) -> int:
+    return max(3, min(MOST_COPIES, (megabytes << 20) // weight_bytes))
+
+
+def threshold_for(x: Tensor, sparsity: float) -> Tensor | None:
+    """The threshold below which this share of the entries lies."""
+    return x.float().abs().quantile(sparsity).reshape(1) if sparsity else None
+
+
+def random_weight(n: int, k: int, axis: str, copies: int) -> Weight:
+    """Random codes with scales along the inputs (groups as the peers have them) or along the outputs."""
+    padded = round_up(n, 128)
+    if axis == "in":
+        layout = Layout(n, k, 4, "in", peers.group_size(k), "sub_int", padded)
+        scale = (torch.rand(layout.num_scales) * 0.01).half()
+        scales = [scale, torch.randint(6, 10, scale.shape, dtype=torch.uint8)]
+    else:
+        layout = Layout(n, k, 4, "out", 32, "column", padded)
+        records = torch.randint(-(2**31), 2**31 - 1, (layout.num_scales // 4, 4), dtype=torch.int32)
+        records[:, 0] = 0x12001200  # d and dmin of 0.0007
+        scales = [records.flatten()]
+    codes = torch.randint(-(2**31), 2**31 - 1, (layout.num_code_words,), dtype=torch.int32)
+    gc.collect()
+    return Weight(layout, [[codes.clone(), *(scale.clone() for scale in scales)] for _ in range(copies)])
