@@ -16,10 +16,9 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -47,24 +46,16 @@ class Weight:
     copies: list[list[Tensor]]
 
 
-def cpu(
-    threads: Annotated[int, typer.Option(help="Threads of every candidate; 1 is pinned to one core.")] = 1,
-    core: Annotated[int, typer.Option(help="The core to pin one thread to.")] = -1,
-    seconds: Annotated[float, typer.Option(help="Time for each table row.")] = 8.0,
-    megabytes: Annotated[int, typer.Option(help="Weights in rotation, for every candidate.")] = 200,
-    activations: Annotated[str, typer.Option(help="float32 or int8, where the CPU has integer kernels.")] = "float32",
-    small: Annotated[bool, typer.Option("--small", help="Only the small shapes, a quick check.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Where to write JSON; default: tools/results/cpu-<machine>.json.")
-    ] = None,
+def run(
+    threads: int, core: int, seconds: float, megabytes: int, activations: str, small: bool, out: Path | None
 ) -> None:
-    """Time the CPU kernels against dense int4 kernels of other libraries."""
+    """The whole benchmark; the options of `zigpass bench cpu` say what the arguments mean."""
+    if activations not in ("float32", "int8"):
+        raise ZigpassError(f"activations must be float32 or int8, got {activations!r}")
     torch.set_num_threads(threads)
     if threads == 1 and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[core]})
-    if activations not in ("float32", "int8"):
-        raise ZigpassError(f"activations must be float32 or int8, got {activations!r}")
     set_activation_dtype("int8" if activations == "int8" else "float32")
     console = Console()
     if not peers.has_onnxruntime():
@@ -78,9 +69,8 @@ def cpu(
             rows += mlp_rows(*MLP, seconds, megabytes)
             show(console, rows[-2:])
     report = {"machine": machine(), "threads": threads, "seconds": seconds, "megabytes": megabytes, "rows": rows}
-    path = (
-        out or RESULTS / f"cpu-{platform.machine()}-{available_variants()[0]}-{get_activation_dtype()}-{threads}t.json"
-    )
+    name = f"cpu-{platform.machine()}-{available_variants()[0]}-{activations}-{threads}t.json"
+    path = out or RESULTS / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     console.print(f"wrote {path}")

@@ -13,6 +13,7 @@ from zigpass.runtime import ZigpassError
 
 def app() -> typer.Typer:
     """The command with its subcommands; each is the function of the same name in `zigpass.tools`."""
+    from zigpass.tools.bench import bench
     from zigpass.tools.calibrate import calibrate
     from zigpass.tools.demo import demo
     from zigpass.tools.env import env
@@ -23,6 +24,7 @@ def app() -> typer.Typer:
     application.command()(env)
     application.command()(calibrate)
     application.command()(evaluate)
+    application.add_typer(bench, name="bench")
     return application
 
 

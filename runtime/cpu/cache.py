@@ -10,12 +10,14 @@ out.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
 import os
 import pickle
 import platform
+import shutil
 import sys
 import time
 import uuid
@@ -28,6 +30,8 @@ from numba.core import compiler, serialize
 
 from ..cache_root import CACHE_DIR_VARIABLE, cache_root
 
+FOLDERS_KEPT = 4
+"""Folders of kernels that stay when a new one appears: other versions and other CPUs that share a home folder."""
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 logger = logging.getLogger("zigpass.runtime.cpu")
@@ -50,6 +54,7 @@ class KernelCache:
         path = self._path(signature, target_context.codegen().magic_tuple())
         try:
             content = path.read_bytes()
+            mark_used(path.parent)
             digest, payload = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
             if hashlib.sha256(payload).digest() != digest:
                 raise ValueError("the file is damaged")
@@ -77,6 +82,7 @@ class KernelCache:
                 os.replace(aside, path)
             finally:
                 aside.unlink(missing_ok=True)
+            prune(path.parent)
         except Exception as error:
             warn_once(path.parent, f"cannot write {path.name}: {error}")
 
@@ -89,6 +95,21 @@ def cache_folder(cpu: tuple[Any, ...]) -> Path:
     """Where kernels for a CPU (target triple, name, features) are kept."""
     parts = (source_hash(), numba.__version__, llvmlite.__version__, sys.version, platform.machine(), repr(cpu))
     return cache_root() / "numba" / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
+
+
+@functools.cache
+def mark_used(folder: Path) -> None:
+    """Note, once a process, that a folder of kernels is in use, so that `prune` keeps it."""
+    with contextlib.suppress(OSError):  # a folder that cannot be written is never pruned either
+        os.utime(folder)
+
+
+def prune(folder: Path) -> None:
+    """Delete the folders beside a folder of kernels that were used least recently, all but the newest few."""
+    others = [path for path in folder.parent.iterdir() if path != folder and len(path.name) == len(folder.name)]
+    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in others[FOLDERS_KEPT - 1 :]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @functools.cache

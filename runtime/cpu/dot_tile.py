@@ -19,6 +19,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .memory import prefetch_line
+
 CHUNK_COLUMNS = 4
 """Columns that one dot-product instruction takes."""
 DIGIT_WORDS = 4
@@ -116,13 +118,9 @@ class Tile:
         return builder.load(pointer, align=4)
 
     def _prefetch(self, builder: Any, column: Any, arguments: dict[str, Any]) -> None:
-        kind = ir.FunctionType(ir.VoidType(), [_INT8.as_pointer(), _INT32, _INT32, _INT32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         ahead = builder.add(builder.load(builder.gep(arguments["ahead"], [column])), arguments["ahead_word"])
         for line in range(self.vectors):
-            pointer = builder.gep(arguments["codes"], [builder.add(ahead, _INT64(16 * line))])
-            # read, into the first-level cache (locality 3), data
-            builder.call(function, [builder.bitcast(pointer, _INT8.as_pointer()), _INT32(0), _INT32(3), _INT32(1)])
+            prefetch_line(builder, builder.gep(arguments["codes"], [builder.add(ahead, _INT64(16 * line))]), 3)
 
     def _real(self, builder: Any, slots: list[Any], field: int, units: Any) -> Any:
         """units * 2**(-bits * field) * the number whose digits, most significant first, have these sums."""

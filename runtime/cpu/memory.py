@@ -104,14 +104,17 @@ def prefetch(typing_context: Any, pointer: Any, index: Any) -> Any:
     """Ask for the cache line of `pointer[index]`; a hint that never faults."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [_INT8_POINTER, _INT32, _INT32, _INT32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        address = builder.bitcast(builder.gep(args[0], [args[1]]), _INT8_POINTER)
-        # read, into the second-level cache (locality 2), data
-        builder.call(function, [address, _INT32(0), _INT32(2), _INT32(1)])
+        prefetch_line(builder, builder.gep(args[0], [args[1]]))
         return context.get_dummy_value()
 
     return types.void(pointer, types.uint64), build
+
+
+def prefetch_line(builder: Any, pointer: Any, locality: int = 2) -> None:
+    """Emit a prefetch for reading, into the second-level cache (locality 2) or the first (3)."""
+    kind = ir.FunctionType(ir.VoidType(), [_INT8_POINTER, _INT32, _INT32, _INT32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [builder.bitcast(pointer, _INT8_POINTER), _INT32(0), _INT32(locality), _INT32(1)])
 
 
 def _reinterpret(source: types.Type, target: types.Type) -> Any:

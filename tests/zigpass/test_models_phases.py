@@ -8,7 +8,7 @@ import torch
 from tests.models import quantized_tiny_llama
 from tests.zigpass.test_traps import CountingBackend
 
-NEW_TOKENS = 5
+NEW_TOKENS, STEPS = 5, 3
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +31,9 @@ def new_cache(kind, model):
 
 
 def prefill_and_decode(call, cache, batch, length):
-    tokens = random_prompts(batch, length + NEW_TOKENS)
+    tokens = random_prompts(batch, length + STEPS)
     logits = [call(tokens[:, :length], past_key_values=cache).logits]
-    for at in range(length, length + NEW_TOKENS):
+    for at in range(length, length + STEPS):
         logits.append(call(tokens[:, at : at + 1], past_key_values=cache).logits)  # noqa: PERF401
     return torch.cat(logits, 1)
 
@@ -43,11 +43,11 @@ def prefill_and_decode(call, cache, batch, length):
     [
         # Shapes left to torch: each of prefill and decode once as it is and, where its shape changes (the length of
         # the prompt, that of a growing cache, the batch), once more for every size.
-        ("static", None, [2, 3, 3, 3, 5, 5]),
-        ("dynamic", None, [3, 4, 4, 4, 6, 6]),
+        ("static", None, [2, 3, 3, 5, 5]),
+        ("dynamic", None, [3, 4, 4, 6, 6]),
         # Any size from the start: one graph for prefill, one for one token, and both again for batches.
-        ("static", True, [2, 2, 2, 2, 4, 4]),
-        ("dynamic", True, [2, 2, 2, 2, 4, 4]),
+        ("static", True, [2, 2, 2, 4, 4]),
+        ("dynamic", True, [2, 2, 2, 4, 4]),
     ],
 )
 def test_no_recompile_per_length_step_or_batch(kind, dynamic, expected):
@@ -55,7 +55,7 @@ def test_no_recompile_per_length_step_or_batch(kind, dynamic, expected):
     compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)
     counts = []
     with torch.inference_mode():
-        for batch, length in ((1, 5), (1, 7), (1, 9), (1, 12), (2, 6), (3, 8)):
+        for batch, length in ((1, 5), (1, 7), (1, 9), (2, 6), (3, 8)):
             logits = prefill_and_decode(compiled, new_cache(kind, model), batch, length)
             reference = prefill_and_decode(model, new_cache(kind, model), batch, length)
             torch.testing.assert_close(logits, reference, rtol=1e-4, atol=1e-5)

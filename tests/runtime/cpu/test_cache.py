@@ -90,6 +90,19 @@ def test_a_folder_that_cannot_be_written_warns_once(
     assert occupied.read_text() == "a file where the folder should be"
 
 
+def test_folders_that_were_not_used_for_long_are_deleted(folder: Path) -> None:
+    name = "0123456789abcdef0123"
+    for age in range(10):
+        old = folder / "numba" / f"{name[:-1]}{age}"
+        old.mkdir(parents=True)
+        (old / "kernel.bin").write_bytes(b"")
+        os.utime(old, (1000 - age, 1000 - age))
+    check(make_kernel())
+    left = sorted(path.name for path in (folder / "numba").iterdir())
+    assert len(left) == 4
+    assert {f"{name[:-1]}{age}" for age in range(3)} <= set(left)
+
+
 def test_the_variable_moves_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_root() == folder
     monkeypatch.delenv("ZIGPASS_CACHE_DIR")

@@ -40,7 +40,7 @@ def test_several_rows_run_dense(cpu: Any, data: st.DataObject) -> None:
     packed = data.draw(cpu.weights())
     n, k = packed.layout.n, packed.layout.k
     dtype = data.draw(st.sampled_from(DTYPES))
-    x = cpu.values(3, *data.draw(st.sampled_from([(0, k), (2, k), (1, 5, k), (2, 0, k)])), dtype=dtype)
+    x = cpu.values(3, *data.draw(st.sampled_from([(0, k), (2, k), (1, 5, k), (2, 0, k), (40, k)])), dtype=dtype)
     bias = cpu.values(4, n) if data.draw(st.booleans()) else None
     weight, spec = list(packed.tensors), packed.layout.spec
     y = linear(x, weight, bias, torch.tensor([torch.inf]), spec)
@@ -134,7 +134,7 @@ def test_a_piece_of_rows_is_bounded_and_the_pieces_join(cpu: Any, monkeypatch: p
 
     monkeypatch.setattr(rows, "PIECE_BYTES", 1)
     packed = cpu.weight(15, 700, 90, band=384)
-    x = cpu.values(16, 4, 90)
+    x = cpu.values(16, 40, 90)
     args = (x, list(packed.tensors), None, None, packed.layout.spec)
     cpu.assert_close(linear(*args), reference.linear(*args), packed, x, None)
 

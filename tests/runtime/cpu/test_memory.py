@@ -66,7 +66,7 @@ for n, k in ((127, 33), (300, 65)):
                 v, spec_v = weight(n, k, 4, "sub_int", band)
                 down, spec_down = weight(k, n, bits, kind, band)
                 bias = guarded(torch.randn(n))
-                for rows, threshold in ((1, None), (1, 0.7), (1, 9.0), (3, None), (9, None)):
+                for rows, threshold in ((1, None), (1, 0.7), (1, 9.0), (3, None), (40, None)):
                     x = guarded(torch.randn(rows, k))
                     t = None if threshold is None else guarded(torch.full((k,), threshold))
                     a = (x, w, bias, t, spec)

@@ -32,7 +32,7 @@ def variant(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.usefixtures("variant")
-@pytest.mark.parametrize("rows", [1, 2, 8, 9])
+@pytest.mark.parametrize("rows", [1, 2, 9, 40])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_equals_the_reference(cpu: Any, bits: int, kind: str, rows: int) -> None:
