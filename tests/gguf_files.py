@@ -45,7 +45,9 @@ def write_llama(path: Path, types: dict[str, GGMLQuantizationType] | None = None
     for name, shape in _shapes(architecture, hidden, middle, head).items():
         if name == change.get("leave_out"):
             continue
-        value = rng.standard_normal(shape).astype(np.float32)
+        # As large as trained weights: larger ones amplify rounding errors from layer to layer.
+        scale = shape[-1] ** -0.5 if len(shape) == 2 else 1.0
+        value = (rng.standard_normal(shape) * scale).astype(np.float32)
         wanted = next((kind for part, kind in (types or {}).items() if part in name), GGMLQuantizationType.Q4_1)
         kind = wanted if len(shape) == 2 else GGMLQuantizationType.F32
         data = random_blocks(kind.name, *shape) if kind.name.endswith("_K") else quantize(value, kind)

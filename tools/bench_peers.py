@@ -37,7 +37,7 @@ def torch_int4pack_mlp(k: int, middle: int, copies: int) -> Call:
     silu = torch.nn.functional.silu
 
     def call(copy: int) -> object:
-        silu(gate(copy)).mul_(up(copy))  # type: ignore[arg-type,call-arg]
+        silu(gate(copy)).mul_(up(copy))  # type: ignore[arg-type]
         return down_weights[copy](0)
 
     return call
