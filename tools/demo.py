@@ -119,7 +119,7 @@ def topics() -> tuple[str, str]:
     """English technical prose that every Python carries: a half to calibrate on, a half held out."""
     from pydoc_data.topics import topics as by_name
 
-    texts = [by_name[name] for name in sorted(by_name)]
+    texts = list(dict.fromkeys(by_name[name] for name in sorted(by_name)))  # some names share a text
     middle = len(texts) // 2
     return "\n\n".join(texts[:middle]), "\n\n".join(texts[middle:])
 
