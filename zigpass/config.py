@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import torch
 
 from zigpass.runtime.errors import ZigpassError
-from zigpass.runtime.layout import BLOCK_ROWS, COLUMN_BLOCK, SUPPORTED_BITS, ScaleAxis
+from zigpass.runtime.layout import BLOCK_ROWS, SUPPORTED_BITS, ScaleAxis
 
 Method = Literal["mse", "rtn", "gptq"]
 METHODS: Final[tuple[Method, ...]] = ("mse", "rtn", "gptq")
@@ -61,10 +61,6 @@ class ZigzagConfig:
         if self.scale_axis == "out" or in_features <= self.group_size:
             return 0
         return in_features % self.group_size
-
-    @property
-    def effective_group_size(self) -> int:
-        return self.group_size if self.scale_axis == "in" else COLUMN_BLOCK
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
