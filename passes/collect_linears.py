@@ -12,6 +12,7 @@ from .context import Context, Linear
 from .names import module_name
 from .op_table import argument, canonical
 from .values import num_rows, shape_of, tensor_of
+from .weight_leaves import find_weight_leaf
 
 
 def collect_linears(gm: GraphModule, context: Context) -> int:
@@ -42,7 +43,12 @@ def _read_linear(node: Node) -> Linear | None:
         layout = str(argument(node, 4, "layout"))
         return _linear(node, argument(node, 0, "x"), weight, argument(node, 2, "bias"), threshold, layout)
     if kind == "linear":
-        return _linear(node, argument(node, 0, "input"), [argument(node, 1, "weight")], argument(node, 2, "bias"))
+        x, weight = argument(node, 0, "input"), argument(node, 1, "weight")
+        linear = _linear(node, x, [weight], argument(node, 2, "bias"))
+        leaf = find_weight_leaf(weight, x)
+        if linear is None or leaf is None:
+            return linear
+        return dataclasses.replace(linear, leaf=leaf, num_bytes=sum(_num_bytes(source) for source in leaf.sources))
     if kind == "addmm":  # transformers' Conv1D: x @ W + b with W [K, N]
         bias, x, weight = argument(node, 0, "input"), argument(node, 1, "mat1"), argument(node, 2, "mat2")
         return _linear(node, x, [weight], bias)

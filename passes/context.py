@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from torch.fx import Node
+from torch.fx import GraphModule, Node
+
+if TYPE_CHECKING:
+    from .weight_leaves import WeightLeaf
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,6 +27,7 @@ class Linear:
         rows: rows of x, an int when the graph fixes it, None when it is symbolic or unknown.
         module: qualified name of the layer, for people.
         num_bytes: bytes of the weight's tensors.
+        leaf: where the graph holds the weight quantized and dequantizes it itself.
     """
 
     node: Node
@@ -38,6 +42,7 @@ class Linear:
     rows: int | None
     module: str
     num_bytes: int
+    leaf: WeightLeaf | None = None
 
     @property
     def inputs(self) -> list[Node]:
@@ -56,6 +61,8 @@ class Match:
         num_bytes: packed bytes of all of them.
         activation: of the MLPs.
         weights: the graph node that holds the codes of each linear.
+        thresholds: the graph nodes that hold its thresholds, one for each site.
+        nodes: the nodes that it was in the graph before.
     """
 
     kind: str
@@ -64,9 +71,14 @@ class Match:
     num_bytes: int
     weights: tuple[str, ...]
     activation: str | None = None
+    thresholds: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
 
     @staticmethod
-    def of(kind: str, linears: Sequence[Linear], activation: str | None = None) -> Match:
+    def of(kind: str, linears: Sequence[Linear], activation: str | None = None, interior: Sequence[Node] = ()) -> Match:
+        """A match of these linears; `interior` are the other nodes that a fusion takes with them."""
+        thresholds = [linear.threshold.name for linear in linears if linear.threshold is not None]
+        nodes = sorted({*interior, *(linear.node for linear in linears)})
         return Match(
             kind=kind,
             modules=tuple(linear.module for linear in linears),
@@ -74,22 +86,32 @@ class Match:
             num_bytes=sum(linear.num_bytes for linear in linears),
             weights=tuple(linear.weight[0].name for linear in linears),
             activation=activation,
+            thresholds=tuple(dict.fromkeys(thresholds)),
+            nodes=tuple(node.name for node in nodes),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class NearMiss:
-    """A place that looks like a pattern but cannot be fused, and the sentence that says why."""
+    """A place that looks like a pattern but cannot be fused, and the sentence that says why.
+
+    `weights` and `nodes` are names in the graph: what holds the weight of each linear, and the linears.
+    """
 
     kind: str
     modules: tuple[str, ...]
     reason: str
     weights: tuple[str, ...]
+    nodes: tuple[str, ...] = ()
 
     @staticmethod
     def of(kind: str, linears: Sequence[Linear], reason: str) -> NearMiss:
         return NearMiss(
-            kind, tuple(item.module for item in linears), reason, tuple(item.weight[0].name for item in linears)
+            kind=kind,
+            modules=tuple(item.module for item in linears),
+            reason=reason,
+            weights=tuple(item.weight[0].name for item in linears),
+            nodes=tuple(item.node.name for item in linears),
         )
 
 
@@ -101,6 +123,21 @@ class Fusion:
     replaced: tuple[Any, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class PackedLeaf:
+    """The nodes of the packed tensors of a weight, in the order the op takes them, and its layout."""
+
+    tensors: tuple[Node, ...]
+    layout: str
+
+
+Observer = Callable[[GraphModule, "Context", "str | None"], None]
+"""Looks at a graph before the first pass (None) and after each pass (its name), for tools that show it."""
+
+Packer = Callable[[GraphModule, "Linear"], "PackedLeaf | str"]
+"""Gives a graph the packed tensors of a linear's `WeightLeaf`, or says in a sentence why it does not."""
+
+
 @dataclasses.dataclass
 class Context:
     """Settings for one run of the passes over one graph, and what they found.
@@ -109,21 +146,27 @@ class Context:
         skip: names of optional passes to leave out.
         any_rows: fuse also where the rows are not known to be one. The ops are right for any number of rows (they
             run dense for more than one), so this is for exported graphs with dynamic shapes, and for reports.
+        packer: packs the weights that the graph dequantizes itself; None leaves them as they are and says so.
+        observe: looks at the graph between the passes.
         linears: all linears of the graph by node, packed or not; filled by `collect_linears`.
         matches, near_misses: what the passes found, in graph order of their last linear.
         dense: packed linears left as they are because their rows are not one.
         fusions: for `verify_graph`.
         counts: what each pass returned.
+        seconds: how long each pass took.
     """
 
     skip: frozenset[str] = frozenset()
     any_rows: bool = False
+    packer: Packer | None = None
+    observe: Observer | None = None
     linears: dict[Node, Linear] = dataclasses.field(default_factory=dict)
     matches: list[Match] = dataclasses.field(default_factory=list)
     near_misses: list[NearMiss] = dataclasses.field(default_factory=list)
     dense: list[Linear] = dataclasses.field(default_factory=list)
     fusions: list[Fusion] = dataclasses.field(default_factory=list)
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def packed_linears(self) -> list[Linear]:

@@ -31,6 +31,8 @@ def fuse_gated_mlp(gm: GraphModule, context: Context) -> int:
         if mlp is None:
             _note_near_miss(down, context)
             continue
+        if any(linear.leaf is not None for linear in mlp.linears):
+            continue  # `pack_weight_leaves` has said why it is not packed
         # A float MLP is worth a word in a prefill graph too; the other checks wait for the decode graph.
         reason = check_mlp(mlp) if context.wants(down) else check_packed(mlp)
         if reason is not None:
@@ -66,9 +68,9 @@ def _fuse(gm: GraphModule, context: Context, mlp: Mlp) -> None:
         down.layout,
         mlp.activation,
     )
-    node = insert_op(gm.graph, down.node, "gated_mlp", args, like=down.node)
+    node = insert_op(gm.graph, down.node, "gated_mlp", args, like=down.node, replaced=mlp.interior)
     context.fusions.append(Fusion(node, (fake_value(down.node),)))
-    context.matches.append(Match.of(mlp.kind, mlp.linears, mlp.activation))
+    context.matches.append(Match.of(mlp.kind, mlp.linears, mlp.activation, mlp.interior))
     context.replace(down, node)
     erase_nodes(gm.graph, [*mlp.interior, down.node])
     for linear in mlp.linears[:-1]:

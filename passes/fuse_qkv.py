@@ -79,7 +79,7 @@ def _fuse(gm: GraphModule, context: Context, group: list[Linear]) -> None:
     weights = [node for linear in group for node in linear.weight]
     layouts = [linear.layout for linear in group]
     args = (group[0].x, weights, [linear.bias for linear in group], group[0].threshold, layouts)
-    fused = insert_op(gm.graph, first, "qkv", args, like=first)
+    fused = insert_op(gm.graph, first, "qkv", args, like=first, replaced=[linear.node for linear in group])
     context.fusions.append(Fusion(fused, tuple(fake_value(linear.node) for linear in group)))
     context.matches.append(Match.of("qkv", group))
     for index, linear in enumerate(group):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -18,6 +19,8 @@ from .errors import PassError
 from .fuse_gated_mlp import fuse_gated_mlp
 from .fuse_qkv import fuse_qkv
 from .op_table import canonical
+from .pack_weight_leaves import pack_weight_leaves
+from .share_kv_heads import share_kv_heads
 from .values import fake_value
 from .verify_graph import verify_graph
 
@@ -43,9 +46,11 @@ class Pass:
 
 PASSES: Final[list[Pass]] = [
     Pass(collect_linears),
+    Pass(pack_weight_leaves, optional=True),
     Pass(fuse_gated_mlp, optional=True),
     Pass(fuse_qkv, optional=True),
     Pass(count_linears),
+    Pass(share_kv_heads, optional=True),
     Pass(verify_graph),
 ]
 """All passes in the order they run. An MLP takes its gate and up before `fuse_qkv` groups what is left."""
@@ -82,9 +87,16 @@ def run(
 
 
 def _run_all(gm: GraphModule, context: Context) -> None:
+    if context.observe is not None:
+        context.observe(gm, context, None)
     for item in PASSES:
-        if item.name not in context.skip:
-            context.counts[item.name] = item.run(gm, context)
+        if item.name in context.skip:
+            continue
+        start = time.perf_counter()
+        context.counts[item.name] = item.run(gm, context)
+        context.seconds[item.name] = time.perf_counter() - start
+        if context.observe is not None:
+            context.observe(gm, context, item.name)
     gm.recompile()
 
 

@@ -44,6 +44,7 @@ FUNCTIONS: Final[dict[Callable[..., Any], str]] = {
     operator.add: "add",
     operator.iadd: "add",
     F.dropout: "dropout",
+    F.scaled_dot_product_attention: "attention",
     torch.dropout: "dropout",
     torch.clone: "clone",
     torch.reshape: "reshape",
@@ -99,6 +100,7 @@ METHODS: Final[dict[str, str]] = {
     "detach": "clone",
     "view": "reshape",
     "reshape": "reshape",
+    "expand": "expand",
     "flatten": "reshape",
     "unsqueeze": "reshape",
     "squeeze": "reshape",
@@ -147,6 +149,8 @@ OVERLOADS: Final[dict[str, str]] = {
     "aten::flatten": "reshape",
     "aten::unsqueeze": "reshape",
     "aten::squeeze": "reshape",
+    "aten::expand": "expand",
+    "aten::scaled_dot_product_attention": "attention",
     "aten::cat": "cat",
     "aten::chunk": "part",
     "aten::split": "part",
@@ -154,6 +158,11 @@ OVERLOADS: Final[dict[str, str]] = {
     "aten::slice": "part",
     "aten::narrow": "part",
     "aten::unbind": "part",
+    "torchao::dequantize_affine": "dequantize",
+    "quantized_decomposed::dequantize_per_tensor": "dequantize",
+    "quantized_decomposed::dequantize_per_channel": "dequantize",
+    "quantized_decomposed::dequantize_per_channel_group": "dequantize",
+    "export::access_subclass_inner_tensor": "inner_tensor",
 }
 """Operators by qualified name, all overloads of it; the recognizers look at the arguments."""
 

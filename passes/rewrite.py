@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.utils._pytree as pytree
@@ -14,15 +15,33 @@ from torch.fx.node import map_arg
 from .op_table import zigpass_op
 from .values import META_KEYS, fake_value, set_fake_value
 
+STACK: Final = "nn_module_stack"
+"""Where a node's meta says which modules it comes from."""
 
-def insert_op(graph: Graph, before: Node, name: str, args: tuple[Any, ...], like: Node) -> Node:
-    """Insert a call of `zigpass.<name>` with the fake value its own shape function gives and `like`'s other meta."""
+
+def insert_op(
+    graph: Graph, before: Node, name: str, args: tuple[Any, ...], like: Node, replaced: Sequence[Node] = ()
+) -> Node:
+    """Insert a call of `zigpass.<name>` with the fake value its own shape function gives and `like`'s other meta.
+
+    Where it replaces several nodes, it belongs to the innermost module that held all of them; viewers of graphs
+    (Model Explorer, Netron, tlparse) then draw an MLP's op in the MLP.
+    """
     op = zigpass_op(name)
     with graph.inserting_before(before):
-        node = graph.call_function(op, args)
+        node = graph.create_node("call_function", op, args, name=name)
     node.meta = {key: value for key, value in like.meta.items() if key not in META_KEYS}
     set_fake_value(node, call_fake(op, args), like)
+    if STACK in like.meta:
+        node.meta[STACK] = common_stack([like, *replaced])
     return node
+
+
+def common_stack(nodes: Sequence[Node]) -> dict[str, Any]:
+    """The modules, outermost first, that all of these nodes come from."""
+    stacks = [node.meta.get(STACK, {}).items() for node in nodes]
+    shared = itertools.takewhile(lambda entries: entries.count(entries[0]) == len(entries), zip(*stacks, strict=False))
+    return dict(entries[0] for entries in shared)
 
 
 def call_fake(op: torch._ops.OpOverload, args: tuple[Any, ...]) -> Any:

@@ -97,7 +97,7 @@ class Layout:
                 f"band must be a multiple of {BLOCK_ROWS} and at most {self.padded_n} for N={self.n}, got {self.band}"
             )
 
-    @property
+    @functools.cached_property
     def padded_n(self) -> int:
         """N rounded up to whole blocks of 128 rows."""
         return round_up(self.n, BLOCK_ROWS)
@@ -116,18 +116,18 @@ class Layout:
         """D: 32-bit words of 128 codes."""
         return BLOCK_ROWS * self.bits // 32
 
-    @property
+    @functools.cached_property
     def num_code_words(self) -> int:
         return self.padded_n // BLOCK_ROWS * self.k * self.words_per_block
 
-    @property
+    @functools.cached_property
     def num_scales(self) -> int:
         """Elements of the packed scale tensor: floats ("in") or int32 words of column records ("out")."""
         if self.scale_axis == "in":
             return self.num_groups * self.padded_n
         return sum(self.band_records(band) for band in range(self.num_bands)) * self.k * COLUMN_RECORD_WORDS
 
-    @property
+    @functools.cached_property
     def num_tensors(self) -> int:
         """Tensors of a packed weight: codes, scale, zero when the scale axis is "in", and perm when permuted."""
         return (3 if self.scale_axis == "in" else 2) + self.permuted
@@ -150,7 +150,7 @@ class Layout:
         start, end = self.band_superblocks(band)
         return end - start
 
-    @property
+    @functools.cached_property
     def spec(self) -> str:
         """The layout as one readable word; `parse` reads it back. Ops carry it, so graph dumps show it."""
         return (

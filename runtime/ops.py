@@ -55,6 +55,8 @@ def check_linear(x: Tensor, weight: Sequence[Tensor], threshold: Tensor | None, 
     layout = Layout.parse(spec)
     if x.dtype not in SUPPORTED_DTYPES:
         raise ZigpassError(f"x has dtype {x.dtype}, zigpass ops take {SUPPORTED_DTYPES}")
+    if not x.dim():
+        raise ZigpassError(f"x is a number, the weight {layout.spec} takes [..., K] with K={layout.k}")
     if x.shape[-1] != layout.k:
         raise ZigpassError(f"x has {x.shape[-1]} features, the weight {layout.spec} has K={layout.k}")
     if len(weight) != layout.num_tensors:
@@ -68,11 +70,23 @@ def check_linear(x: Tensor, weight: Sequence[Tensor], threshold: Tensor | None, 
         raise ZigpassError(
             f"perm of {layout.spec} is {weight[3].dtype} {tuple(weight[3].shape)}, expected torch.int32 {(layout.k,)}"
         )
-    if layout.permuted and x.device.type == "cuda":
-        raise ZigpassError(f"{layout.spec}: permuted columns (act-order) have no CUDA kernel yet; run it on the CPU")
-    if threshold is not None and threshold.numel() not in (1, layout.k):
-        raise ZigpassError(f"threshold has {threshold.numel()} entries, {layout.spec} takes 1 or {layout.k}")
+    if threshold is not None:
+        _check_threshold(threshold, layout, x.device)
     return layout
+
+
+def _check_threshold(threshold: Tensor, layout: Layout, device: torch.device) -> None:
+    if threshold.dtype != reference.COUNT_DTYPE:
+        if threshold.numel() not in (1, layout.k):
+            raise ZigpassError(f"threshold has {threshold.numel()} entries, {layout.spec} takes 1 or {layout.k}")
+        return
+    if threshold.numel() != 1:
+        raise ZigpassError(f"a threshold that is a count has one entry, got {threshold.numel()} for {layout.spec}")
+    if device.type == "cuda":
+        raise ZigpassError(
+            f"{layout.spec}: reading a fixed count of entries (top-k) has no CUDA kernel yet; calibrate with"
+            ' selection="threshold" or run it on the CPU'
+        )
 
 
 def check_mlp(

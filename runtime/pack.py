@@ -13,6 +13,8 @@ from .errors import ZigpassError
 from .layout import BLOCK_ROWS, COLUMN_BLOCK, COLUMN_RECORD_WORDS, COLUMN_SUPERBLOCK, Layout
 from .quantized import ColumnScales, GroupScales, QuantizedWeight
 
+LARGEST_COLUMN_SCALE = 512
+"""Largest d * scale6; the CUDA kernels scale inputs to below 2^6 and have 2^16 to stay under."""
 BLOCKS_PER_SUPERBLOCK = COLUMN_SUPERBLOCK // COLUMN_BLOCK
 
 
@@ -121,6 +123,7 @@ def pack_column_scales(scales: ColumnScales, layout: Layout) -> Tensor:
     scale6 and min6, four bits a block; word 3 their high two bits: block i has scale6 >> 4 at bit 4*i and min6 >> 4
     at bit 4*i + 2.
     """
+    _check_column_scales(scales)
     records = _column_records(scales, layout)
     bands = []
     for band in range(layout.num_bands):
@@ -152,6 +155,16 @@ def unpack_column_scales(packed: Tensor, layout: Layout) -> ColumnScales:
         torch.stack(part, 1).reshape(-1, layout.k)[:num_blocks].to(torch.uint8) for part in (scale6, min6)
     )
     return ColumnScales(halves[..., 0].contiguous(), halves[..., 1].contiguous(), scale6_rows, min6_rows)
+
+
+def _check_column_scales(scales: ColumnScales) -> None:
+    superblock = torch.arange(scales.scale6.shape[0], device=scales.d.device) // BLOCKS_PER_SUPERBLOCK
+    largest = float((scales.d.float().abs()[superblock] * scales.scale6.float()).max())
+    if not largest <= LARGEST_COLUMN_SCALE:
+        raise ZigpassError(
+            f"a column scale is {largest:.4g}, the kernels take up to {LARGEST_COLUMN_SCALE}: an input times a scale is"
+            ' fp16 there; divide the weight by a power of two, or use scale_axis="in"'
+        )
 
 
 def _column_records(scales: ColumnScales, layout: Layout) -> Tensor:

@@ -25,12 +25,26 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 """The activations a `gated_mlp` may have, by name."""
 
 
-def mask_inactive(x: Tensor, threshold: Tensor | None) -> Tensor:
-    """Zero the entries of x (float32 [..., K]) below the threshold (float32, 1 or K entries).
+COUNT_DTYPE = torch.int32
+"""A threshold of this dtype is a count: the number of largest entries to read."""
 
-    Entry k is active unless |x_k| < threshold_k, so a threshold of 0 keeps everything and NaN stays NaN.
+
+def inactive(x: Tensor, threshold: Tensor) -> Tensor:
+    """Which entries of x [..., K] are not read, bool of the same shape.
+
+    With a float32 threshold of 1 or K entries, entry k is active unless |x_k| < threshold_k: a threshold of 0 keeps
+    everything and NaN is active. With an int32 threshold of one entry, that many entries of each row are active, those
+    of largest magnitude, NaN first; of equal ones those with the lowest index.
     """
-    return x if threshold is None else torch.where(x.abs() < threshold, 0.0, x)
+    if threshold.dtype != COUNT_DTYPE:
+        return x.abs() < threshold
+    order = x.abs().argsort(dim=-1, descending=True, stable=True)
+    return order.argsort(dim=-1) >= threshold
+
+
+def mask_inactive(x: Tensor, threshold: Tensor | None) -> Tensor:
+    """x (float32 [..., K]) with 0 in the place of every entry that is not read."""
+    return x if threshold is None else torch.where(inactive(x, threshold), 0.0, x)
 
 
 def is_decode(x: Tensor) -> bool:
@@ -45,11 +59,11 @@ def linear(x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, threshold: 
         x: float32, bfloat16 or float16 [..., K].
         weight: packed tensors of W [N, K] in the order of `PackedWeight.tensors`.
         bias: [N] or None.
-        threshold: float32 [1] or [K], or None for dense.
+        threshold: float32 [1] or [K], int32 [1] (see `inactive`), or None for dense.
         layout: `Layout.spec` of the weight.
 
     Returns:
-        [..., N] in x's dtype.
+        [..., N] in x's dtype. Where an active entry of x is not finite, a device may return NaN for an infinity.
     """
     return _linear_float32(x.float(), weight, bias, threshold, layout).to(x.dtype)
 

@@ -9,6 +9,14 @@ import torch
 torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
 
 
+def pytest_collection_modifyitems(items):
+    """Tests marked `cuda` run where there is a GPU."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(scope="session")
 def smollm2_path():
     """The real checkpoint, fetched once into the cache folder.

@@ -9,6 +9,9 @@ from zigpass.config import ZigzagConfig
 from zigpass.quantize import quantize_
 from zigpass.sites import find_sites
 
+WORDS = [f"w{index}" for index in range(97)]
+"""What the tokens of `tiny_llama` spell in the tests of commands."""
+
 
 class SwiGlu(nn.Module):
     """A SwiGLU MLP with the names that Hugging Face gives its parts."""

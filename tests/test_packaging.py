@@ -61,6 +61,7 @@ def test_the_wheel_holds_every_source_file(wheel):
         for path in folder.iterdir()
         if path.suffix in (".py", ".cu", ".cuh") or path.name == "py.typed"
     }
+    expected |= {f"zigpass/tools/templates/{path.name}" for path in (ROOT / "tools" / "templates").iterdir()}
     names = set(zipfile.ZipFile(wheel).namelist())
     assert expected <= names
     assert not [name for name in names if name.startswith(("passes/", "runtime/", "tools/", "tests/"))]

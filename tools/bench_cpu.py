@@ -4,7 +4,11 @@ Every candidate of a shape runs in one process, in turns, on one pinned core unl
 its weights in rotation. Times are medians with quartiles over the calls during which the system left the core alone.
 Peers are onnxruntime's MatMulNBits with accuracy_level=4 (int8 activations) and torch's int4pack (bfloat16
 activations), both with groups of 128 (64 where 128 does not divide K) and dense; what is not installed is left out and
-said. zigpass runs through its operator, predict and compaction included, with bfloat16 input.
+said. zigpass runs through its operator, predict and compaction included, with bfloat16 input. Its operators ask Linux
+for huge pages for their weights; the peers leave theirs in the pages that the system gives, and are measured so.
+
+Inputs of several rows are compared with two ways to dequantize and multiply: torch's operators over the whole weight
+(`runtime/reference.py`), and zigpass's own kernel for inputs of many rows, a piece of the weight at a time.
 """
 
 from __future__ import annotations
@@ -23,8 +27,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from zigpass.runtime import Layout, ZigpassError
+from zigpass.runtime import Layout, ZigpassError, reference
 from zigpass.runtime.cpu import available_variants, get_activation_dtype, set_activation_dtype
+from zigpass.runtime.cpu.record import weight_plan
+from zigpass.runtime.cpu.rows import linear_rows
 from zigpass.runtime.layout import round_up
 from zigpass.tools import bench_peers as peers
 from zigpass.tools.bench_timing import Timing, interleave
@@ -33,7 +39,10 @@ from zigpass.tools.env import environment
 LARGE = ((4096, 11008), (11008, 4096), (4096, 14336), (14336, 4096))
 SMALL = ((576, 1536), (1536, 576))
 MLP = (4096, 11008)
+AXES = ("in", "out")
 SPARSITIES = (0.0, 0.5)
+SEVERAL_ROWS = (2, 4, 8, 16, 24, 32, 128)
+SEVERAL_ROWS_SHAPE = (2048, 2048)
 MOST_COPIES = 48
 RESULTS = Path(__file__).parent / "results"
 
@@ -68,7 +77,15 @@ def run(
         if not small:
             rows += mlp_rows(*MLP, seconds, megabytes)
             show(console, rows[-2:])
-    report = {"machine": machine(), "threads": threads, "seconds": seconds, "megabytes": megabytes, "rows": rows}
+        several = []
+        if threads == 1 and not small:
+            for axis in AXES:
+                several += several_rows(*SEVERAL_ROWS_SHAPE, axis, seconds)
+        show_several(console, several)
+    report = {
+        "machine": machine(), "threads": threads, "seconds": seconds, "megabytes": megabytes, "rows": rows,
+        "several_rows": several,
+    }  # fmt: skip
     name = f"cpu-{platform.machine()}-{available_variants()[0]}-{activations}-{threads}t.json"
     path = out or RESULTS / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +108,7 @@ def matmul_rows(k: int, n: int, seconds: float, megabytes: int) -> list[dict[str
         candidates["onnxruntime"] = peers.onnxruntime_matmul(k, n, copies)
     x = torch.randn(1, k).bfloat16()
     linear = torch.ops.zigpass.linear.default
-    for axis in ("in", "out"):
+    for axis in AXES:
         weight = random_weight(n, k, axis, copies)
         for sparsity in SPARSITIES:
             threshold = threshold_for(x, sparsity)
@@ -100,9 +117,7 @@ def matmul_rows(k: int, n: int, seconds: float, megabytes: int) -> list[dict[str
             )
     timings = interleave(candidates, dict.fromkeys(candidates, copies), seconds)
     return [
-        table_row(f"{k}x{n}", axis, sparsity, timings, f"{axis} {sparsity}")
-        for axis in ("in", "out")
-        for sparsity in SPARSITIES
+        table_row(f"{k}x{n}", axis, sparsity, timings, f"{axis} {sparsity}") for axis in AXES for sparsity in SPARSITIES
     ]
 
 
@@ -133,6 +148,38 @@ def mlp_rows(k: int, middle: int, seconds: float, megabytes: int) -> list[dict[s
         )
     timings = interleave(candidates, dict.fromkeys(candidates, copies), seconds)
     return [table_row(f"MLP {k}-{middle}", "in", s, timings, f"mlp {s}") for s in SPARSITIES]
+
+
+def several_rows(k: int, n: int, axis: str, seconds: float) -> list[dict[str, Any]]:
+    """Rows of the table of inputs with several rows."""
+    weight = random_weight(n, k, axis, 1)
+    tensors, spec = weight.copies[0], weight.layout.spec
+    plan = weight_plan(spec, *[tensor.dtype for tensor in tensors])
+    candidates: dict[str, Callable[[int], object]] = {}
+    for rows in SEVERAL_ROWS:
+        x = torch.randn(rows, k).bfloat16()
+        args = (x, tensors, None, None, spec)
+        candidates[f"zigpass {rows}"] = lambda _, args=args: torch.ops.zigpass.linear.default(*args)  # type: ignore[misc]
+        candidates[f"torch {rows}"] = lambda _, args=args: reference.linear(*args)  # type: ignore[misc]
+        candidates[f"pieces {rows}"] = lambda _, x=x: linear_rows(x.float(), tensors, None, plan).to(x.dtype)  # type: ignore[misc]
+    timings = interleave(candidates, dict.fromkeys(candidates, 1), seconds)
+    found = []
+    for rows in SEVERAL_ROWS:
+        times = {name: timings[f"{name} {rows}"] for name in ("zigpass", "pieces", "torch")}
+        best = min(times["pieces"].median, times["torch"].median)
+        row = {"shape": f"{k}x{n}", "scale_axis": axis, "rows": rows, "ratio": round(best / times["zigpass"].median, 2)}
+        found.append({**row, **{f"{name}_us": dataclasses.asdict(timing) for name, timing in times.items()}})
+    return found
+
+
+def show_several(console: Console, several: list[dict[str, Any]]) -> None:
+    """Print the table of inputs with several rows."""
+    table = Table("shape", "scales", "rows", "zigpass us", "dequantize in pieces us", "torch us", "ratio to best")
+    for row in several:
+        times = [f"{row[f'{name}_us']['median']:.0f}" for name in ("zigpass", "pieces", "torch")]
+        table.add_row(row["shape"], row["scale_axis"], str(row["rows"]), *times, f"{row['ratio']:.2f}")
+    if several:
+        console.print(table)
 
 
 def table_row(shape: str, axis: str, sparsity: float, timings: dict[str, Timing], ours: str) -> dict[str, Any]:

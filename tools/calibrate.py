@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
 
 from zigpass.calibrate import MAX_SPARSITY, check_target, find_allocation, find_rule
 from zigpass.calibrate import calibrate as find_thresholds
+from zigpass.calibration import Selection
 from zigpass.cli import run_script
 from zigpass.tools.demo import sparsity_table
 from zigpass.tools.load_model import load_model
@@ -21,6 +22,7 @@ from zigpass.tools.quality_options import (
     Encoding,
     GroupSize,
     Model,
+    Recalibrate,
     Unwrap,
     model_or_demo,
     quantization,
@@ -36,7 +38,8 @@ def calibrate(
     rule: Annotated[str, typer.Option(help="magnitude, column_norm or sensitivity.")] = "magnitude",
     sites: Annotated[list[str] | None, typer.Option(help="Only these sites, by kind or name pattern.")] = None,
     max_sparsity: Annotated[float, typer.Option(help="Most sparsity of one site.")] = MAX_SPARSITY,
-    recalibrate: Annotated[int, typer.Option(help="Passes that find thresholds again while running sparsely.")] = 0,
+    selection: Annotated[str, typer.Option(help="threshold, or top_k for a fixed count of entries.")] = "threshold",
+    recalibrate: Recalibrate = True,
     resume: Annotated[Path | None, typer.Option(help="File that keeps finished measurements.")] = None,
     text: CalibrationText = None,
     encoding: Encoding = "utf-8",
@@ -61,6 +64,7 @@ def calibrate(
         rule=rule,
         sites=sites or None,
         max_sparsity=max_sparsity,
+        selection=cast(Selection, selection),
         recalibrate=recalibrate,
         tokenizer=tokenizer,
         resume=resume,

@@ -28,6 +28,7 @@ from zigpass.generate import Generation, generate
 from zigpass.linear import find_linears
 from zigpass.load_gguf import load_gguf, load_gguf_tokenizer
 from zigpass.sites import SITE_KINDS, dense
+from zigpass.tools.demo_llama import has_llama_cpp, llama_cpp_speed
 
 PROMPT = "Explain in a few sentences why the sky is blue."
 
@@ -58,6 +59,8 @@ class DemoResult:
     quality: Quality
     dense_bytes: int
     sparse_bytes: int
+    llama_cpp_speed: float | None = None
+    """Tokens/s of llama.cpp with the same file, prompt and threads, where llama-cpp-python is installed."""
 
 
 def demo(
@@ -102,6 +105,11 @@ def run(
         dense_answer = answer(model, compiled, tokenizer, ids, max_new_tokens)
     sparse_answer = answer(model, compiled, tokenizer, ids, max_new_tokens)
 
+    speed = None
+    if has_llama_cpp():
+        speed = llama_cpp_speed(path, ids[0].tolist(), max_new_tokens, torch.get_num_threads())
+        if speed is None:
+            console.print("llama-cpp-python is installed but did not run this file")
     quality = evaluate(model, held_out_text, tokenizer=tokenizer)
     console.print(f"done in {time.perf_counter() - start:.0f} s")
     return DemoResult(
@@ -112,6 +120,7 @@ def run(
         quality=quality,
         dense_bytes=weight_bytes_per_token(model),
         sparse_bytes=weight_bytes_per_token(model, quality.realized_sparsity),
+        llama_cpp_speed=speed,
     )
 
 
@@ -156,6 +165,8 @@ def show(console: Console, result: DemoResult, target_sparsity: float) -> None:
         console.print(text.strip(), markup=False)
     table = Table("", "dense int4", f"{target_sparsity:.0%} sparse")
     table.add_row("decode, tokens/s", f"{result.dense.tokens_per_second:.1f}", f"{result.sparse.tokens_per_second:.1f}")
+    if result.llama_cpp_speed is not None:
+        table.add_row("llama.cpp, same file and threads, tokens/s", f"{result.llama_cpp_speed:.1f}", "-")
     table.add_row("weight bytes read per token", f"{result.dense_bytes:,}", f"{result.sparse_bytes:,}")
     table.add_row("perplexity, held-out text", f"{quality.dense_perplexity:.2f}", f"{quality.perplexity:.2f}")
     table.add_row("KL to dense, nats", "0", f"{quality.kl:.3f} ± {quality.kl_error:.3f}")

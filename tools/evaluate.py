@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from zigpass.allocations import ALLOCATIONS
-from zigpass.calibrate import check_target, find_allocation, find_rule
+from zigpass.calibrate import check_target, find_allocation
 from zigpass.cli import run_script
 from zigpass.runtime import ZigpassError
 from zigpass.tokens import encode
 from zigpass.tools.load_model import load_model
-from zigpass.tools.measure_quality import Measurement, measure_quality
+from zigpass.tools.measure_quality import Measurement, measure_quality, rule_and_selection
 from zigpass.tools.quality_options import (
     Axis,
     Bits,
@@ -23,6 +23,7 @@ from zigpass.tools.quality_options import (
     Encoding,
     GroupSize,
     Model,
+    Recalibrate,
     Unwrap,
     model_or_demo,
     quantization,
@@ -38,8 +39,8 @@ def evaluate(
     allocation: Annotated[
         list[str] | None, typer.Option(help="Several times; measured and uniform by default.")
     ] = None,
-    rule: Annotated[list[str] | None, typer.Option(help="Several times; magnitude by default.")] = None,
-    recalibrate: Annotated[int, typer.Option(help="Passes that find thresholds again while running sparsely.")] = 0,
+    rule: Annotated[list[str] | None, typer.Option(help="Several times; top_k too; magnitude by default.")] = None,
+    recalibrate: Recalibrate = True,
     windows: Annotated[int, typer.Option(help="Held-out windows to score.")] = 8,
     window: Annotated[int, typer.Option(help="Tokens of a window; the first half runs densely.")] = 512,
     text: Annotated[list[Path] | None, typer.Option("--text", help="Held-out text file; several times.")] = None,
@@ -60,7 +61,7 @@ def evaluate(
     for target in targets:
         check_target(target)
     for one, other in combinations:
-        find_rule(one)
+        rule_and_selection(one)
         find_allocation(other)
     if bool(text) != bool(calibration):
         raise ZigpassError("--text and --calibration go together: one to measure on, one to calibrate on")

@@ -12,30 +12,37 @@ from zigpass.config import ZigzagConfig
 from zigpass.linear import find_linears
 from zigpass.load_gguf import load_gguf, load_gguf_tokenizer
 from zigpass.runtime import ZigpassError
+from zigpass.tools.hub_cache import hub_folder
 
 
 def load_model(path: Path, config: ZigzagConfig | None = None) -> tuple[nn.Module, Any]:
     """Load a causal language model with packed linears, and its tokenizer; nothing is downloaded.
 
     Args:
-        path: GGUF file or folder.
+        path: GGUF file, folder, or id of a model in the local hub cache.
         config: how to quantize a model that comes as floats. A GGUF file is relaid without loss when this is None, else
             dequantized and quantized again.
 
     Raises:
         ZigpassError: nothing is there, or a float model comes without `config`.
     """
-    if path.is_file() and config is None:
-        return load_gguf(path), load_gguf_tokenizer(path)
-    if path.is_file():
-        model, tokenizer = load_floats(path)
-    elif (path / "config.json").is_file():
-        model, tokenizer = _load_folder(path)
-    else:
-        raise ZigpassError(f"{path}: neither a GGUF file nor a folder with a config.json")
+    model, tokenizer = load_unpacked(path, config)
     if not any(True for _ in find_linears(model)):
         _pack(model, config, path)
     return model, tokenizer
+
+
+def load_unpacked(path: Path, config: ZigzagConfig | None = None) -> tuple[nn.Module, Any]:
+    """As `load_model`, but a folder's model stays as it was saved: float, or quantized by another library."""
+    if not path.exists():
+        path = hub_folder(path.as_posix())
+    if path.is_file() and config is None:
+        return load_gguf(path), load_gguf_tokenizer(path)
+    if path.is_file():
+        return load_floats(path)
+    if (path / "config.json").is_file():
+        return _load_folder(path)
+    raise ZigpassError(f"{path}: neither a GGUF file nor a folder with a config.json")
 
 
 def load_floats(path: Path) -> tuple[nn.Module, Any]:

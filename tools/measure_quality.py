@@ -8,18 +8,22 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor, nn
 
 from zigpass.bytes_read import weight_bytes_per_token
 from zigpass.calibrate import budget_of, find_allocation, find_rule, find_thresholds
-from zigpass.calibration import Calibration
+from zigpass.calibration import Calibration, Selection
 from zigpass.evaluate import Quality, evaluate_each
 from zigpass.observe import kept_thresholds
+from zigpass.rules import Rule
 from zigpass.thresholds import Thresholds
 from zigpass.tools.env import environment
 from zigpass.tools.lm_eval_tasks import run_tasks
+
+TOP_K: Final = "top_k"
+"""Listed among the rules: magnitude with a fixed count of entries instead of a threshold."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Row:
     """One setting and what it costs.
 
     Attributes:
+        rule: a name in `zigpass.rules.RULES`, or `TOP_K`.
         used: the allocation that was applied: "uniform" where "measured" gave way to it.
         seconds: to find the thresholds, beyond what earlier rows of the same rule and allocation had measured.
         bytes_read: of packed weights per decoded token, at the realized sparsity.
@@ -56,7 +61,11 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """All rows for one model and text, with what they depend on."""
+    """All rows for one model and text, with what they depend on.
+
+    Attributes:
+        resumed: some of it was measured by an earlier run, so the times say nothing.
+    """
 
     model: str
     calibration_text: str
@@ -68,6 +77,7 @@ class Measurement:
     dense_bytes: int
     rows: list[Row]
     machine: dict[str, Any]
+    resumed: bool = False
 
     def save(self, path: Path) -> None:
         """Write JSON."""
@@ -82,6 +92,11 @@ class Measurement:
         return Measurement(rows=rows, **document)
 
 
+def rule_and_selection(name: str) -> tuple[Rule, Selection]:
+    """The rule of this name; the default rule with a fixed count of entries for `TOP_K`."""
+    return (find_rule("magnitude"), "top_k") if name == TOP_K else (find_rule(name), "threshold")
+
+
 def measure_quality(
     model: nn.Module,
     calibration_ids: Tensor,
@@ -90,7 +105,7 @@ def measure_quality(
     names: tuple[str, str, str],
     targets: Sequence[float],
     combinations: Sequence[tuple[str, str]],
-    recalibrate: int = 0,
+    recalibrate: bool | None = None,
     window: int = 512,
     num_windows: int = 8,
     calibration_windows: int = 8,
@@ -103,24 +118,33 @@ def measure_quality(
     Args:
         calibration_ids, held_out_ids: int64 [T].
         names: what to call the model, the calibration text and the held-out text.
-        combinations: (rule, allocation) pairs.
+        combinations: (rule, allocation) pairs; the rule may be `TOP_K`.
+        recalibrate: as for `calibrate`.
         lm_eval: a tokenizer and tasks to run with lm-eval at every setting.
     """
     calibration = Calibration(
-        model, calibration_ids, window=window, num_windows=calibration_windows, resume=resume, progress=progress
+        model,
+        calibration_ids,
+        window=window,
+        num_windows=calibration_windows,
+        recalibrate=recalibrate,
+        resume=resume,
+        progress=progress,
     )
-    found: dict[str, tuple[str, Thresholds, float]] = {}
-    for rule, allocation in combinations:
+    resumed = calibration.state.resumed
+    found: dict[str, tuple[str, str, Thresholds, float]] = {}
+    for name, allocation in combinations:
+        rule, selection = rule_and_selection(name)
+        selecting = calibration.with_selection(selection)
         for target in targets:
             start = time.perf_counter()
-            budget = budget_of(calibration, target)
-            thresholds = find_thresholds(calibration, find_allocation(allocation), find_rule(rule), budget, recalibrate)
-            found[f"{rule} {allocation} {target}"] = (allocation, thresholds, time.perf_counter() - start)
+            thresholds = find_thresholds(selecting, find_allocation(allocation), rule, budget_of(selecting, target))
+            found[f"{name} {allocation} {target}"] = (name, allocation, thresholds, time.perf_counter() - start)
     prefix = window // 2
     qualities = evaluate_each(
         model,
         held_out_ids,
-        {key: thresholds for key, (_, thresholds, _) in found.items()},
+        {key: thresholds for key, (_, _, thresholds, _) in found.items()},
         prefix=prefix,
         window=window,
         num_windows=num_windows,
@@ -140,12 +164,14 @@ def measure_quality(
         dense_bytes=weight_bytes_per_token(model),
         rows=[_row(model, qualities[key], *entry, lm_eval) for key, entry in found.items()],
         machine=machine,
+        resumed=resumed,
     )
 
 
 def _row(
     model: nn.Module,
     quality: Quality,
+    rule: str,
     allocation: str,
     thresholds: Thresholds,
     seconds: float,
@@ -159,7 +185,7 @@ def _row(
             tasks = run_tasks(model, *lm_eval)
     return Row(
         target=thresholds.target_sparsity,
-        rule=thresholds.rule,
+        rule=rule,
         allocation=allocation,
         used=thresholds.allocation,
         seconds=round(seconds, 1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zigpass.runtime import ZigpassError
+from zigpass.tools.figure import new_figure, save_figure
 from zigpass.tools.measure_quality import Measurement, Row
 
 
@@ -14,14 +14,10 @@ def plot_quality(measurement: Measurement, path: Path) -> None:
     Raises:
         ZigpassError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ZigpassError("plots need matplotlib: pip install matplotlib") from error
     lines: dict[tuple[str, str], list[Row]] = {}
     for row in measurement.rows:
         lines.setdefault((row.rule, row.allocation), []).append(row)
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = new_figure(7, 4.5)
     axes = figure.add_subplot()
     for (rule, allocation), rows in lines.items():
         rows = sorted(rows, key=lambda row: row.bytes_read)
@@ -42,5 +38,4 @@ def plot_quality(measurement: Measurement, path: Path) -> None:
     axes.set_title(f"{measurement.model}, {measurement.held_out_text}")
     axes.grid(True, which="both", linewidth=0.3)
     axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

@@ -18,7 +18,7 @@ from zigpass.rules import RULES
 from zigpass.tokens import encode
 from zigpass.tools.evaluate import quality_table
 from zigpass.tools.load_model import load_floats, load_model
-from zigpass.tools.measure_quality import Measurement, measure_quality
+from zigpass.tools.measure_quality import TOP_K, Measurement, measure_quality
 from zigpass.tools.measure_quantizers import QuantizerMeasurement, measure_quantizers
 from zigpass.tools.plot_quality import plot_quality
 from zigpass.tools.quality_options import (
@@ -38,7 +38,7 @@ from zigpass.tools.quality_page import quality_page
 TARGETS = (0.25, 0.4, 0.5, 0.6)
 COMBINATIONS = (
     *(("magnitude", allocation) for allocation in ALLOCATIONS),
-    *((rule, allocation) for rule in RULES if rule != "magnitude" for allocation in ("measured", "uniform")),
+    *((rule, allocation) for rule in (*RULES, TOP_K) if rule != "magnitude" for allocation in ("measured", "uniform")),
 )
 """(rule, allocation): every allocation with the default rule; other rules with the default allocation and uniform."""
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +50,7 @@ def quality(
     calibration: CalibrationText = None,
     encoding: Encoding = "utf-8",
     unwrap: Unwrap = False,
-    windows: Annotated[int, typer.Option(help="Held-out windows to score.")] = 8,
+    windows: Annotated[int, typer.Option(help="Held-out windows to score.")] = 16,
     resume: Annotated[Path | None, typer.Option(help="File that keeps finished measurements of sites.")] = None,
     quantizers: Annotated[bool, typer.Option(help="Compare quantizers instead of sparsities.")] = False,
     page_only: Annotated[bool, typer.Option(help="Measure nothing, write the page again.")] = False,

@@ -14,13 +14,18 @@ from zigpass.tools.demo import topics
 
 Model = Annotated[
     Path | None,
-    typer.Argument(help="GGUF file or Hugging Face folder of a causal language model; by default the demo's."),
+    typer.Argument(
+        help="GGUF file, Hugging Face folder or cached hub id of a causal language model; by default the demo's."
+    ),
 ]
 CalibrationText = Annotated[
     list[Path] | None, typer.Option("--calibration", help="Text file to calibrate on; may be given several times.")
 ]
 Encoding = Annotated[str, typer.Option(help="Encoding of the text files.")]
 Unwrap = Annotated[bool, typer.Option(help="Join the lines of each paragraph of the text files.")]
+Recalibrate = Annotated[
+    bool, typer.Option(help="Place thresholds on activations after sparse sites, as decoding has them.")
+]
 Bits = Annotated[int | None, typer.Option(help="Quantize a float model, or requantize a GGUF file: 2, 4 or 8 bits.")]
 GroupSize = Annotated[int, typer.Option(help="Inputs that share a scale, with --bits.")]
 Axis = Annotated[str, typer.Option("--scale-axis", help="in or out, with --bits.")]

@@ -14,13 +14,16 @@ from zigpass.runtime import ColumnScales, GroupScales, QuantizedWeight, pack, re
 from zigpass.runtime.layout import COLUMN_BLOCK, COLUMN_SUPERBLOCK, ScaleAxis
 
 
-def packed(n: int, k: int, bits: int, axis: ScaleAxis, band: int) -> tuple[list[torch.Tensor], str]:
+def packed(
+    n: int, k: int, bits: int, axis: ScaleAxis, band: int, permuted: bool = False
+) -> tuple[list[torch.Tensor], str]:
     """A random weight, made on the CPU: under a checker every GPU kernel costs."""
     codes = torch.randint(0, 1 << bits, (n, k), dtype=torch.uint8)
     if axis == "in":
         shape = (n, -(-k // 64))
         zero = torch.randint(0, 1 << bits, shape, dtype=torch.uint8)
-        weight = QuantizedWeight(codes, bits, GroupScales(torch.rand(shape).half() * 0.02, zero, "sub_int", 64))
+        scales = GroupScales(torch.rand(shape).half() * 0.02, zero, "sub_int", 64)
+        weight = QuantizedWeight(codes, bits, scales, torch.randperm(k).to(torch.int32) if permuted else None)
     else:
         superblocks, blocks = -(-n // COLUMN_SUPERBLOCK), -(-n // COLUMN_BLOCK)
         d, dmin = (torch.rand(superblocks, k).half() * 0.02 for _ in range(2))
@@ -37,8 +40,8 @@ def check(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:
         raise SystemExit(f"{what} is wrong")
 
 
-def run_linear(n: int, k: int, bits: int, axis: ScaleAxis, rows: int, band: int) -> None:
-    tensors, spec = packed(n, k, bits, axis, band)
+def run_linear(n: int, k: int, bits: int, axis: ScaleAxis, rows: int, band: int, permuted: bool = False) -> None:
+    tensors, spec = packed(n, k, bits, axis, band, permuted)
     x, threshold = torch.randn(rows, k), torch.full((1,), 0.5)
     actual = torch.ops.zigpass.linear(x.cuda(), tensors, None, threshold.cuda(), spec)
     cpu = [tensor.cpu() for tensor in tensors]
@@ -65,6 +68,7 @@ def main() -> None:
             run_linear(700, 300, bits, "in", rows, 256)
     for rows in (1, 9):
         run_linear(700, 300, 4, "out", rows, 384)
+        run_linear(700, 300, 4, "in", rows, 256, permuted=True)
     run_mlp(256, 640, "in")
     run_mlp(256, 640, "out")
     torch.cuda.synchronize()

@@ -6,7 +6,6 @@ model without a match runs all the same, with one warning that says why nothing 
 
 from __future__ import annotations
 
-import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +19,11 @@ from zigpass import passes
 from zigpass.passes import Context
 
 from .backend_error import BackendError
+from .compile_log import CompileLog
 from .options import BackendOptions, read_options
-from .rewrite_graph import count_kinds, count_packed, describe_kinds, rewrite_graph, why_nothing
+from .rewrite_graph import count_packed, rewrite_graph, why_nothing
+from .runtime_weights import RuntimeWeights, clear_cache
 
-log = logging.getLogger(__name__)
 MAX_REASONS = 5
 """Reasons that a warning lists before it says how many more there are."""
 
@@ -48,10 +48,17 @@ def zigpass_backend(
     rewritten = passes.clone_graph_module(gm)
     if needs_gradient(example_inputs):
         return _compile_without_rewriting(rewritten, example_inputs, settings)
+    watch = CompileLog(rewritten)
     start = time.perf_counter()
-    contexts = rewrite_graph(rewritten, settings.skip)
-    _report(contexts, time.perf_counter() - start, settings)
-    return _compile(rewritten, example_inputs, settings)
+    weights = RuntimeWeights(rewritten, example_inputs)
+    contexts = rewrite_graph(rewritten, settings.skip, packer=weights, observe=watch.observe)
+    rewriting = time.perf_counter() - start
+    watch.rewritten(contexts)
+    _complain(contexts, settings)
+    start = time.perf_counter()
+    compiled = weights.bind(_compile(rewritten, weights.example_inputs, settings))
+    watch.compiled(contexts, rewriting, time.perf_counter() - start if settings.inner == "inductor" else None)
+    return compiled
 
 
 def needs_gradient(example_inputs: Sequence[Any]) -> bool:
@@ -92,16 +99,8 @@ def _compile_without_rewriting(
     return gm.forward if packed else _compile(gm, example_inputs, settings)
 
 
-def _report(contexts: list[Context], seconds: float, settings: BackendOptions) -> None:
-    """One log line per compile; a warning or an error when nothing matched that should have."""
-    dense = sum(len(context.dense) for context in contexts)
-    log.info(
-        "matched %s; %.2f MB packed weights%s; %.0f ms",
-        describe_kinds(count_kinds(contexts)),
-        sum(context.packed_bytes for context in contexts) / 1e6,
-        f"; {dense} packed linears run dense (more than one row, or an unknown number)" if dense else "",
-        seconds * 1e3,
-    )
+def _complain(contexts: list[Context], settings: BackendOptions) -> None:
+    """A warning or an error when nothing matched that should have."""
     reasons = why_nothing(contexts)
     if reasons is None:
         return
@@ -110,3 +109,6 @@ def _report(contexts: list[Context], seconds: float, settings: BackendOptions) -
     if settings.require_match:
         raise BackendError(message)
     warnings.warn(message, ZigpassWarning, stacklevel=2)
+
+
+zigpass_backend.reset = clear_cache  # type: ignore[attr-defined]  # `torch._dynamo.reset` calls it

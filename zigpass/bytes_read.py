@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
+
+from zigpass.runtime import Layout
 
 from .linear import ZigzagLinear, find_linears
 
@@ -29,7 +31,11 @@ def weight_bytes_per_token(model: nn.Module, sparsity: Mapping[str, float] | Non
 
 def linear_bytes_read(linear: ZigzagLinear, sparsity: float) -> float:
     """Bytes that one token reads of one packed weight when this share of its input entries is not active."""
-    sizes = [tensor.numel() * tensor.element_size() for tensor in linear.weight_tensors]
-    if linear.layout.scale_axis == "out":
+    return bytes_read([tensor.nbytes for tensor in linear.weight_tensors], linear.layout, sparsity)
+
+
+def bytes_read(sizes: Sequence[int], layout: Layout, sparsity: float) -> float:
+    """As `linear_bytes_read`, from the bytes of the packed tensors, codes first."""
+    if layout.scale_axis == "out":
         return sum(sizes) * (1 - sparsity)
     return sizes[0] * (1 - sparsity) + sum(sizes[1:])

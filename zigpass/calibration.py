@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from zigpass.runtime import ZigpassError
 
 from .blocks import block_name
-from .decode_like import DecodeLike
+from .decode_like import DecodeLike, check_causal_model, takes_cache
 from .fingerprint import weight_fingerprint
 from .gradients import squared_gradients
 from .histogram import MagnitudeHistogram
@@ -26,12 +27,13 @@ from .observe import (
     site_readers,
     without_head,
 )
+from .placement import count_scores, place, place_count, place_sparsely
 from .progress import track
 from .resume import StateFile
 from .rules import Rule
-from .rules.rule import fold
 from .site_selection import choose_sites
 from .sites import Site, dense
+from .thresholds import SiteThreshold
 from .tokens import Texts, encode, fingerprint_of, spread_windows
 
 SKIPPED_POSITIONS = 32
@@ -44,6 +46,9 @@ sites as eight do (KL 0.256 with either)."""
 
 NUM_HELD_OUT = 2
 """Windows of the calibration text that only compare allocations."""
+
+Selection = Literal["threshold", "top_k"]
+SELECTIONS: Final[tuple[Selection, ...]] = ("threshold", "top_k")
 
 
 class Calibration:
@@ -59,7 +64,7 @@ class Calibration:
         block_of_site: name of the repeated block each site is in, None for a site outside.
 
     Args:
-        model, texts, tokenizer, window, num_windows, progress, resume: as for `calibrate`.
+        model, texts, tokenizer, window, num_windows, selection, recalibrate, progress, resume: as for `calibrate`.
         sites: kinds or name patterns; None for all.
 
     Raises:
@@ -75,6 +80,8 @@ class Calibration:
         tokenizer: Any | None = None,
         window: int = 512,
         num_windows: int = 8,
+        selection: Selection = "threshold",
+        recalibrate: bool | None = None,
         resume: str | os.PathLike[str] | None = None,
         progress: bool = True,
     ) -> None:
@@ -86,12 +93,16 @@ class Calibration:
         readers = site_readers(model)
         if not readers:
             raise ZigpassError(
-                f"{type(model).__name__} has no packed linears to calibrate;"
-                " call zigpass.quantize_ or zigpass.load_gguf"
+                f"{type(model).__name__} has no packed linears to calibrate; call zigpass.prepare (quantized models),"
+                " zigpass.quantize_ (float ones) or zigpass.load_gguf first"
             )
+        if recalibrate:
+            check_causal_model(model)
         chosen = choose_sites(readers, sites)
         self.model = model
         self.progress = progress
+        self.selection = _known(selection)
+        self.recalibrate = takes_cache(model) if recalibrate is None else recalibrate
         self.skip = SKIPPED_POSITIONS
         self.prefix = window // 2
         self.all_sites = {site.name: site for site in readers}
@@ -114,11 +125,14 @@ class Calibration:
         self._weights: dict[str, dict[str, Tensor] | None] = {}
         self._gradients: dict[str, Tensor] | None = None
         self._comparison: DecodeLike | None = None
+        self._decoding: DecodeLike | None = None
+        self._found: dict[tuple[Any, ...], dict[str, SiteThreshold]] = {}
 
     @property
     def num_tokens(self) -> int:
-        """Tokens counted in the histograms."""
-        return self.windows.shape[0] * (self.windows.shape[1] - self.skip)
+        """Tokens that thresholds are placed on."""
+        windows, length = self.windows.shape
+        return windows * (length - self.prefix - 1 if self.recalibrate else length - self.skip)
 
     @property
     def probe_windows(self) -> Tensor:
@@ -143,24 +157,18 @@ class Calibration:
             ZigpassError: activations that are not finite, or a site that the model never uses.
         """
         if key not in self._scores:
-            histograms, count = self._counter(weights or {}, self.skip)
+            histograms = {name: MagnitudeHistogram() for name in self.sites}
+
+            def count(site: Site, x: Tensor) -> None:
+                count_scores(histograms[site.name], site, x[..., self.skip :, :], weights or {})
+
             decoder = without_head(self.model)
             with torch.inference_mode(), dense(self.model), observe_sites(self.readers, count):
                 for ids in track(self.windows, "calibrating", show=self.progress):
                     decoder(ids.unsqueeze(0).to(device_of(self.model)), use_cache=False)
-            self._scores[key] = _checked(histograms)
+            _raise_unused([name for name, histogram in histograms.items() if not histogram.total])
+            self._scores[key] = histograms
         return self._scores[key]
-
-    def sparse_scores(self, rule: Rule, thresholds: Mapping[str, Tensor]) -> dict[str, MagnitudeHistogram]:
-        """Histograms of the rule's scores while the model runs as in decoding with these thresholds, by site."""
-        histograms, count = self._counter(self.weights_of(rule) or {}, 0)
-        with kept_thresholds(self.model):
-            set_thresholds(self.all_sites, thresholds)
-            for ids in track(self.windows, "calibrating sparsely", show=self.progress):
-                run = DecodeLike(self.model, ids.unsqueeze(0), self.prefix, reference=False)
-                with observe_sites(self.readers, count):
-                    run.run()
-        return _checked(histograms)
 
     def squared_gradients(self) -> dict[str, Tensor]:
         """Mean squared gradient of every column, by site."""
@@ -171,10 +179,42 @@ class Calibration:
             self._gradients = found
         return self._gradients
 
-    def thresholds_for(self, rule: Rule, sparsity: Mapping[str, float]) -> dict[str, Tensor]:
-        """Thresholds, by site, that give these sparsities in the dense model."""
-        scores, weights = self.scores_of(rule), self.weights_of(rule) or {}
-        return {name: fold(scores[name].quantile(share), weights.get(name)) for name, share in sparsity.items()}
+    def with_selection(self, selection: Selection) -> Calibration:
+        """The same measurements, for thresholds of another kind."""
+        other = copy.copy(self)
+        other.selection, other._found = _known(selection), {}
+        return other
+
+    def threshold(self, rule: Rule, name: str, sparsity: float) -> Tensor:
+        """The threshold of one site that gives a sparsity in the dense model."""
+        return place(sparsity, self.scores_of(rule)[name], (self.weights_of(rule) or {}).get(name)).threshold
+
+    def thresholds_for(self, rule: Rule, sparsity: Mapping[str, float]) -> dict[str, SiteThreshold]:
+        """Thresholds, by site, that give these sparsities: as the model decodes when `recalibrate` is set, else dense.
+
+        Raises:
+            ZigpassError: activations that are not finite, or a site that the model never uses.
+        """
+        key = (rule.name, tuple(sorted(sparsity.items())))
+        if key not in self._found:
+            if self.selection == "top_k":
+                found = {name: place_count(share, self.sites[name].features) for name, share in sparsity.items()}
+            elif self.recalibrate:
+                found = self._place_sparsely(rule, sparsity)
+            else:
+                scores, weights = self.scores_of(rule), self.weights_of(rule) or {}
+                found = {name: place(share, scores[name], weights.get(name)) for name, share in sparsity.items()}
+            self._found[key] = found
+        return self._found[key]
+
+    def _place_sparsely(self, rule: Rule, sparsity: Mapping[str, float]) -> dict[str, SiteThreshold]:
+        if self._decoding is None:
+            self._decoding = DecodeLike(self.model, self.windows, self.prefix, reference=False)
+        with kept_thresholds(self.model):
+            set_thresholds(self.all_sites, {})
+            found = place_sparsely(self._decoding, self.readers, sparsity, self.weights_of(rule) or {})
+        _raise_unused([name for name in sparsity if name not in found])
+        return found
 
     def held_out_kl(self, rule: Rule, sparsity: Mapping[str, float]) -> float:
         """Mean KL of the model with all sites sparse, on the calibration windows that nothing was fitted to.
@@ -189,30 +229,21 @@ class Calibration:
             )
         if self._comparison is None:
             self._comparison = DecodeLike(self.model, self.held_out, self.prefix)
+        found = self.thresholds_for(rule, sparsity)
         with kept_thresholds(self.model):
-            set_thresholds(self.all_sites, self.thresholds_for(rule, sparsity))
+            set_thresholds(self.all_sites, {name: site.threshold for name, site in found.items()})
             return float(self._comparison.kl(self._comparison.run()).mean())
 
-    def _counter(self, weights: Mapping[str, Tensor], skip: int) -> tuple[dict[str, MagnitudeHistogram], Any]:
-        histograms = {name: MagnitudeHistogram() for name in self.sites}
 
-        def count(site: Site, x: Tensor) -> None:
-            scores = x[..., skip:, :].float()
-            if site.name in weights:
-                scores = scores * weights[site.name].to(x.device)
-            try:
-                histograms[site.name].add(scores)
-            except ZigpassError as error:
-                raise ZigpassError(f"{site.name}: {error}") from error
-
-        return histograms, count
+def _known(selection: Selection) -> Selection:
+    if selection not in SELECTIONS:
+        raise ZigpassError(f"selection must be one of {', '.join(SELECTIONS)}, got {selection!r}")
+    return selection
 
 
-def _checked(histograms: dict[str, MagnitudeHistogram]) -> dict[str, MagnitudeHistogram]:
-    silent = [name for name, histogram in histograms.items() if not histogram.total]
-    if silent:
-        raise ZigpassError(f"the model never used these sites on the calibration text: {', '.join(silent)}")
-    return histograms
+def _raise_unused(names: Sequence[str]) -> None:
+    if names:
+        raise ZigpassError(f"the model never used these sites on the calibration text: {', '.join(names)}")
 
 
 def _split(ids: Tensor, window: int, num_windows: int) -> tuple[Tensor, Tensor]:

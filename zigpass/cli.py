@@ -18,13 +18,29 @@ def app() -> typer.Typer:
     from zigpass.tools.demo import demo
     from zigpass.tools.env import env
     from zigpass.tools.evaluate import evaluate
+    from zigpass.tools.export import export
+    from zigpass.tools.generate import generate
+    from zigpass.tools.import_onnx import import_onnx
+    from zigpass.tools.inspect_kernel import inspect_kernel
+    from zigpass.tools.inspect_passes import inspect
+    from zigpass.tools.make_repro import make_repro
+    from zigpass.tools.plot import plot
+    from zigpass.tools.tune import tune
 
     application = _application(help="Activation sparsity for 4-bit LLM decoding, as a compiler pass for PyTorch.")
     application.command()(demo)
     application.command()(env)
     application.command()(calibrate)
     application.command()(evaluate)
+    application.command()(tune)
+    application.command()(inspect)
+    application.command()(inspect_kernel)
+    application.command()(make_repro)
+    application.command()(generate)
+    application.command()(export)
+    application.command()(import_onnx)
     application.add_typer(bench, name="bench")
+    application.add_typer(plot, name="plot")
     return application
 
 
@@ -46,9 +62,11 @@ def _application(**settings: Any) -> typer.Typer:
 
 def _run(application: typer.Typer) -> None:
     """An error of the user's input is one line, not a traceback."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    logging.getLogger("zigpass").addHandler(handler)  # not the root logger: other libraries keep their settings
+    logger = logging.getLogger("zigpass")  # not the root logger: other libraries keep their settings
+    if not logger.handlers:  # TORCH_LOGS has given it one already
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(handler)
     try:
         application()
     except ZigpassError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from zigpass.runtime import ZigpassError
 
 from .blocks import BlockRecord
-from .observe import device_of, sparse_rows
+from .observe import device_of, sparse_rows, without_head
 from .sites import dense
 
 
@@ -62,6 +61,11 @@ class DecodeLike:
         with torch.inference_mode(), sparse_rows(self._model), self._record.replaying_before(start):
             return self._log_probabilities()
 
+    def run_decoder(self) -> None:
+        """As `run`, without the output head: for looking at activations."""
+        with torch.inference_mode(), sparse_rows(self._model):
+            without_head(self._model)(self._rest, past_key_values=copy.deepcopy(self._cache), use_cache=True)
+
     def kl(self, log_probabilities: Tensor) -> Tensor:
         """KL(dense || other) in nats, mean over the positions of each window, float32 [B]."""
         pairs = zip(self.dense, log_probabilities, strict=True)  # window by window, to bound the scratch
@@ -74,10 +78,14 @@ class DecodeLike:
         return logits.float().log_softmax(-1)
 
 
+def takes_cache(model: nn.Module) -> bool:
+    """Whether the model's forward takes a key-value cache as Hugging Face's causal models do."""
+    return "past_key_values" in inspect.signature(model.forward).parameters
+
+
 def check_causal_model(model: nn.Module) -> None:
-    """Raise `ZigpassError` unless the model's forward takes a key-value cache as Hugging Face's causal models do."""
-    parameters: dict[str, Any] = dict(inspect.signature(model.forward).parameters)
-    if "past_key_values" not in parameters:
+    """Raise `ZigpassError` unless the model `takes_cache`."""
+    if not takes_cache(model):
         raise ZigpassError(
             f"{type(model).__name__} takes no past_key_values, so it cannot be run as in decoding; this needs a causal"
             ' language model of the Hugging Face interface (calibrate(allocation="uniform") does not)'

@@ -112,7 +112,9 @@ def evaluate_each(
         raise ZigpassError(f"prefix must leave tokens to score: 0 < prefix < window - 1, got {prefix} and {window}")
     readers = site_readers(model)
     if not readers:
-        raise ZigpassError(f"{type(model).__name__} has no packed linears to evaluate")
+        raise ZigpassError(
+            f"{type(model).__name__} has no packed linears to evaluate; call zigpass.prepare or zigpass.quantize_ first"
+        )
     check_causal_model(model)
     sites = find_sites(model)
     for thresholds in settings.values():
@@ -145,7 +147,7 @@ class _WindowScore:
         self.agreement = float((run.dense.argmax(-1) == sparse.argmax(-1)).float().mean())
 
     def _count(self, site: Site, x: Tensor) -> None:
-        inactive = int((x.abs() < site.threshold).sum())
+        inactive = int(site.inactive(x).sum())
         self.counts[site.name] = (inactive, x.numel())
 
 

@@ -16,7 +16,7 @@ from .linear import ZigzagLinear
 from .rewrite_graph import rewrite_graph
 
 if TYPE_CHECKING:
-    from .capture import CapturedGraph
+    from .capture import Capture, CapturedGraph
 
 
 def explain(model: nn.Module, *example_args: Any, sparsity: float | None = None, **example_kwargs: Any) -> Report:
@@ -39,12 +39,17 @@ def explain(model: nn.Module, *example_args: Any, sparsity: float | None = None,
         ZigpassError: `sparsity` is not in [0, 1).
     """
     from .capture import capture  # brings in Dynamo, which takes a second to import
-    from .explain_rows import find_rows  # and this the recognizers of all representations
 
     if sparsity is not None and not 0 <= sparsity < 1:
         raise ZigpassError(f"sparsity must be at least 0 and below 1, got {sparsity}")
     model = getattr(model, "_orig_mod", model)
-    captured = capture(model, example_args, example_kwargs)
+    return report_on(model, capture(model, example_args, example_kwargs), sparsity)
+
+
+def report_on(model: nn.Module, captured: Capture, sparsity: float | None = None) -> Report:
+    """As `explain`, for a call that is captured already; its graphs are left as they are."""
+    from .explain_rows import find_rows  # brings in the recognizers of all representations
+
     findings = Findings(_owners(model))
     for graph in captured.graphs:
         findings.add(graph)
@@ -60,11 +65,15 @@ def explain(model: nn.Module, *example_args: Any, sparsity: float | None = None,
 
 @dataclasses.dataclass(frozen=True)
 class LooseLinear:
-    """A float linear of a graph whose weight belongs to a module that is not a linear, such as a router."""
+    """A linear of a graph whose weight belongs to a module that is not a linear, such as a router.
+
+    `representation` is what the graph dequantizes it from; None for a float weight.
+    """
 
     n: int
     k: int
     num_bytes: int
+    representation: str | None
 
 
 class Findings:
@@ -80,7 +89,7 @@ class Findings:
 
     def add(self, graph: CapturedGraph) -> None:
         if_one_row = passes.clone_graph_module(graph.gm)
-        for context in rewrite_graph(graph.gm):
+        for context in rewrite_graph(passes.clone_graph_module(graph.gm)):
             self.matches += [self._renamed(match, graph) for match in context.matches]
             self._note_rows(context, graph)
         for context in rewrite_graph(if_one_row, any_rows=True):
@@ -93,7 +102,8 @@ class Findings:
         for linear in context.float_linears:
             name = self._name(linear.weight[0].name, linear.module, graph)
             self.rows_of.setdefault(name, linear.rows)
-            self.loose.setdefault(name, LooseLinear(linear.n, linear.k, linear.num_bytes))
+            leaf = None if linear.leaf is None else linear.leaf.representation
+            self.loose.setdefault(name, LooseLinear(linear.n, linear.k, linear.num_bytes, leaf))
 
     def _renamed(self, found: Any, graph: CapturedGraph) -> Any:
         pairs = zip(found.weights, found.modules, strict=True)

@@ -108,6 +108,11 @@ class Report:
         return sum(row.num_bytes for row in self.rows if row.kind == "float")
 
     @property
+    def unpacked_bytes(self) -> int:
+        """Bytes of the linears that are quantized and not packed."""
+        return sum(row.num_bytes for row in self.rows if row.kind == "quantized")
+
+    @property
     def packed(self) -> list[LinearRow]:
         return [row for row in self.rows if row.kind not in NOT_PACKED]
 
@@ -141,7 +146,8 @@ class Report:
                 )
         if num_quantized:
             lines.append(
-                f"quantized but not packed: {num_quantized} linear{'s' * (num_quantized != 1)}; call zigpass.prepare"
+                f"quantized but not packed: {num_quantized} linear{'s' * (num_quantized != 1)}; call zigpass.prepare,"
+                f" which packs once and frees their {self.unpacked_bytes / 1e6:.2f} MB"
             )
         if num_float:
             lines.append(f"not quantized: {num_float} linear{'s' * (num_float != 1)}, {self.float_bytes / 1e6:.2f} MB")
@@ -155,9 +161,9 @@ class Report:
             "summary": self.summary(),
             "kinds": dict(self.kinds),
             "linears": [row.to_dict() for row in self.rows],
-            "matches": [_plain(match) for match in self.matches],
-            "at_decode": [_plain(match) for match in self.at_decode],
-            "near_misses": [_plain(near_miss) for near_miss in self.near_misses],
+            "matches": [plain_match(match) for match in self.matches],
+            "at_decode": [plain_match(match) for match in self.at_decode],
+            "near_misses": [plain_match(near_miss) for near_miss in self.near_misses],
             "graph_breaks": list(self.graph_breaks),
             "num_graphs": self.num_graphs,
             "packed_bytes": self.packed_bytes,
@@ -193,9 +199,10 @@ class Report:
         return "\n".join(parts)
 
 
-def _plain(found: Match | NearMiss) -> dict[str, Any]:
+def plain_match(found: Match | NearMiss) -> dict[str, Any]:
     """As JSON knows it, without the names inside a graph, which mean nothing to a reader."""
-    plain = {name: value for name, value in dataclasses.asdict(found).items() if name != "weights"}
+    inside = ("weights", "thresholds", "nodes")
+    plain = {name: value for name, value in dataclasses.asdict(found).items() if name not in inside}
     return {name: _as_lists(value) for name, value in plain.items()}
 
 

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from zigpass.passes import Linear
+from zigpass.runtime import Layout
+
 from .bytes_read import linear_bytes_read
 from .explain import Findings
 from .explain_report import LinearRow
@@ -27,7 +30,8 @@ def find_rows(model: nn.Module, findings: Findings, sparsity: float | None) -> l
     Args:
         sparsity: share of inactive entries to count bytes for; None for the target of each site.
     """
-    surveyed = {found.name: found for found in survey(model)}
+    found_in_model = survey(model)
+    surveyed = {found.name: found for found in found_in_model if found.in_graph is None}
     head = getattr(model, "get_output_embeddings", lambda: None)()
     rows = []
     for name, module in model.named_modules():
@@ -36,12 +40,19 @@ def find_rows(model: nn.Module, findings: Findings, sparsity: float | None) -> l
         elif name in surveyed and surveyed[name].recognized:
             rows.append(_unprepared_row(surveyed[name], module, findings))
         elif name in surveyed or is_conv1d(module):
-            rows.append(_float_row(name, module, findings, module is head))
+            reason = surveyed[name].reason if name in surveyed else None
+            rows.append(_float_row(name, module, findings, module is head, reason))
         rows += _expert_rows(name, module)
+    rows += [_graph_row(found, found.in_graph, findings) for found in found_in_model if found.in_graph is not None]
     known = {row.name for row in rows}
     for name, linear in findings.loose.items():
-        if name not in known:
-            rows.append(_row(name, "float", linear.n, linear.k, linear.num_bytes, PARAMETER, "parameter"))
+        if name in known:
+            continue
+        sizes = (linear.n, linear.k, linear.num_bytes)
+        if linear.representation is None:
+            rows.append(_row(name, "float", *sizes, PARAMETER, "parameter"))
+        else:
+            rows.append(_row(name, "quantized", *sizes, _reasons(name, findings), linear.representation))
     return rows
 
 
@@ -53,8 +64,7 @@ def _packed_row(name: str, linear: ZigzagLinear, findings: Findings, sparsity: f
     return LinearRow(
         name=name,
         site=linear.site.name if linear.site is not None else "",
-        representation=f"zigzag {layout.bits} bit, {layout.group_size} "
-        + ("inputs" if layout.scale_axis == "in" else "outputs"),
+        representation=describe_layout(layout),
         kind=kind,
         n=layout.n,
         k=layout.k,
@@ -62,6 +72,12 @@ def _packed_row(name: str, linear: ZigzagLinear, findings: Findings, sparsity: f
         active_bytes=None if share is None else round(linear_bytes_read(linear, share)),
         note=note,
     )
+
+
+def describe_layout(layout: Layout) -> str:
+    """ "zigzag 4 bit, 32 inputs": what a packed weight is held in."""
+    axis = "inputs" if layout.scale_axis == "in" else "outputs"
+    return f"zigzag {layout.bits} bit, {layout.group_size} {axis}"
 
 
 def _kind_and_note(name: str, findings: Findings) -> tuple[str, str]:
@@ -85,16 +101,24 @@ def _reasons(name: str, findings: Findings) -> str:
 def _unprepared_row(found: Finding, module: nn.Module, findings: Findings) -> LinearRow:
     """Quantized by another library. Its own reason comes first: calling `prepare` would not help before it is met."""
     n, k = _sizes(module)
-    note = "; ".join(dict.fromkeys(filter(None, [found.reason or UNPREPARED, _reasons(found.name, findings)])))
+    note = found.reason or _reasons(found.name, findings) or UNPREPARED
     return _row(found.name, "quantized", n, k, _module_bytes(module), note, found.representation)
 
 
-def _float_row(name: str, module: nn.Module, findings: Findings, is_head: bool) -> LinearRow:
+def _graph_row(found: Finding, linear: Linear, findings: Findings) -> LinearRow:
+    """A call in a graph module that dequantizes its weight."""
+    note = found.reason or _reasons(found.name, findings) or UNPREPARED
+    return _row(found.name, "quantized", linear.n, linear.k, linear.num_bytes, note, found.representation)
+
+
+def _float_row(name: str, module: nn.Module, findings: Findings, is_head: bool, surveyed: str | None) -> LinearRow:
     n, k = _sizes(module)
     if not (isinstance(module, nn.Linear) or is_conv1d(module)):
         note = "not a representation that zigpass knows; it stays as it is"
     elif not is_float_linear(module):
         note = f"{type(module).__name__} is {SUBCLASS}"
+    elif surveyed not in (None, NOT_QUANTIZED):
+        note = surveyed or ""
     else:
         note = _reasons(name, findings) or (HEAD if is_head else NOT_QUANTIZED)
     weight = getattr(module, "weight", None)

@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .linear import ZigzagLinear, find_linears
+from zigpass.runtime import PackedWeight
+
+from .linear import find_linears
 
 SAMPLED_COLUMNS = 8
 
@@ -21,22 +23,22 @@ def weight_fingerprint(model: nn.Module) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, linear in find_linears(model):
-        layout = linear.layout.with_band(None)
-        digest.update(f"{name} {layout.spec}\n".encode())
-        digest.update(_sample_columns(linear).tobytes())
-        if linear.perm is not None:
-            digest.update(linear.perm.cpu().numpy().tobytes())
+        packed = linear.packed
+        digest.update(f"{name} {packed.layout.with_band(None).spec}\n".encode())
+        digest.update(_sample_columns(packed).tobytes())
+        if packed.layout.permuted:
+            digest.update(packed.tensors[3].cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _sample_columns(linear: ZigzagLinear) -> NDArray[np.int32]:
-    layout = linear.layout
+def _sample_columns(packed: PackedWeight) -> NDArray[np.int32]:
+    layout, codes = packed.layout, packed.tensors[0]
     columns = torch.linspace(0, layout.k - 1, min(SAMPLED_COLUMNS, layout.k)).long()
     pieces, offset = [], 0
     for band in range(layout.num_bands):
         start, end = layout.band_rows(band)
         words = (end - start) // 128 * layout.words_per_block
-        piece = linear.codes[offset : offset + words * layout.k].view(layout.k, words)
+        piece = codes[offset : offset + words * layout.k].view(layout.k, words)
         pieces.append(piece[columns.to(piece.device)])
         offset += words * layout.k
     return np.ascontiguousarray(torch.cat(pieces, 1).cpu().numpy())

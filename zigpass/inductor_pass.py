@@ -16,6 +16,7 @@ from torch.fx import Graph, GraphModule
 from zigpass import passes
 from zigpass.passes import Context, PassError
 
+from .compile_log import CompileLog
 from .options import BackendOptions
 from .rewrite_graph import describe_kinds
 
@@ -41,7 +42,11 @@ class ZigzagPass(CustomGraphPass):  # type: ignore[misc]  # torch._inductor is n
             raise PassError("the graph does not belong to a GraphModule")
         if torch.is_grad_enabled() and _any_requires_grad(graph):
             return
-        self.contexts.append(passes.run(gm, Context(skip=self.skip)))
+        watch = CompileLog(gm)
+        context = passes.run(gm, Context(skip=self.skip, observe=watch.observe))
+        watch.rewritten([context])
+        watch.compiled([context], sum(context.seconds.values()), None)
+        self.contexts.append(context)
 
     def uuid(self) -> str:
         """Names what this pass does, so that Inductor's caches forget graphs rewritten by another version of it."""

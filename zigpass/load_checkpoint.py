@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from zigpass.runtime import ZigpassError, pack
@@ -20,9 +17,7 @@ from .linear import ZigzagLinear
 from .meta_model import fill_computed_buffers, find_meta_tensors
 from .progress import track
 from .replace import SiteRegistry, replace_module
-
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
+from .tensor_files import TensorFiles
 
 
 def load_checkpoint(
@@ -50,10 +45,10 @@ def load_checkpoint(
         marker, read = find_reader(settings)
     except ZigpassError as error:
         raise ZigpassError(f"{folder}: {error}") from error
-    with ExitStack() as stack:
-        files = _open_all(folder, stack)
-        linears = [name.rpartition(".")[0] for name in files if name.rpartition(".")[2] == marker]
-        plain = [name for name in files if name.rpartition(".")[0] not in set(linears) or _leaf(name) not in PARTS]
+    with TensorFiles(folder) as files:
+        names = sorted(files.names)
+        linears = [name.rpartition(".")[0] for name in names if name.rpartition(".")[2] == marker]
+        plain = [name for name in names if name.rpartition(".")[0] not in set(linears) or _leaf(name) not in PARTS]
         _check(folder, model, linears, plain)
         fill_computed_buffers(model)
         sites = SiteRegistry(model)
@@ -62,7 +57,7 @@ def load_checkpoint(
             site = None if model.get_submodule(name) is head else sites
             _pack_linear(folder, model, name, files, read, site, dtype)
         for name in plain:
-            _set_plain(model, name, files[name].get_tensor(name), dtype)
+            _set_plain(model, name, files.get_tensor(name), dtype)
     model.tie_weights()
     left = find_meta_tensors(model)
     raise_collected(left, f"{folder}: the files lack tensors that {type(model).__name__} needs:")
@@ -73,13 +68,13 @@ def _pack_linear(
     folder: Path,
     model: nn.Module,
     name: str,
-    files: dict[str, Any],
+    files: TensorFiles,
     read: Reader,
     sites: SiteRegistry | None,
     dtype: torch.dtype | None,
 ) -> None:
     names = {part: f"{name}.{part}" for part in (*PARTS, "bias")}
-    tensors = {part: files[full].get_tensor(full) for part, full in names.items() if full in files}
+    tensors = {part: files.get_tensor(full) for part, full in names.items() if full in files.names}
     bias = tensors.pop("bias", None)
     module: Any = model.get_submodule(name)
     try:
@@ -126,29 +121,6 @@ def _check(folder: Path, model: nn.Module, linears: list[str], plain: list[str])
         if name not in own and not (_leaf(name) == "bias" and name.rpartition(".")[0] in linears)
     ]
     raise_collected(failures, f"{folder}: the files do not fit the model that config.json describes:")
-
-
-def _open_all(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """The open file of every tensor."""
-    index, single = folder / INDEX_NAME, folder / SINGLE_NAME
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ZigpassError(f"{index}: not an index of safetensors files ({error!r})") from error
-    else:
-        names = [single.name]
-    files: dict[str, Any] = {}
-    for name in names:
-        path = folder / Path(name).name
-        if not path.is_file():
-            raise ZigpassError(f"{path}: no such file")
-        try:
-            file = stack.enter_context(safe_open(str(path), framework="pt"))
-        except (SafetensorError, OSError) as error:
-            raise ZigpassError(f"{path}: truncated or not a safetensors file ({error}); fetch it again") from error
-        files |= dict.fromkeys(file.keys(), file)
-    return files
 
 
 def _empty_model(folder: Path) -> tuple[dict[str, Any], Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from zigpass.runtime import Layout, PackedWeight, ZigpassError, repack, unpack
@@ -17,21 +17,27 @@ from zigpass.runtime.quantized import FLOAT_DTYPES
 
 from .gate_up import open_places
 from .linear import ZigzagLinear
-from .manifest import CONFIG_NAME, QUANT_METHOD, SITE_PREFIX, WEIGHTS_NAME, Manifest, SavedLinear
+from .manifest import CONFIG_NAME, QUANT_METHOD, SITE_PREFIX, Manifest, SavedLinear
 from .meta_model import fill_computed_buffers, find_meta_tensors
 from .replace import replace_module
 from .sites import Site
+from .streamed import StreamedLinear
+from .tensor_files import TensorFiles
 
 STORED: Final = "stored"
 
 
-def from_pretrained(folder: str | os.PathLike[str], *, band: int | Literal["stored"] | None = STORED) -> Any:
+def from_pretrained(
+    folder: str | os.PathLike[str], *, band: int | Literal["stored"] | None = STORED, stream: bool = False
+) -> Any:
     """Load a packed model from a folder that `save_pretrained` wrote.
 
     Args:
-        folder: with `config.json` and `model.safetensors`.
+        folder: with `config.json` and `model.safetensors`, or the shards and the index of one.
         band: rows of a band of the zigzag layout; "stored" keeps that of the file, None is one band of all rows (best
             on CPUs), a number is for other devices. Changing it moves bytes and no number.
+        stream: leave the weights of packed linears in the file and read each when it runs, for calibrating or
+            evaluating a model larger than memory. Embeddings and norms are loaded. The file must stay.
 
     Returns:
         The transformers model in eval mode on the CPU, thresholds as they were.
@@ -42,46 +48,49 @@ def from_pretrained(folder: str | os.PathLike[str], *, band: int | Literal["stor
     """
     folder = Path(folder)
     model = _empty_model(folder)
-    path = folder / WEIGHTS_NAME
-    if not path.is_file():
-        raise ZigpassError(f"{path}: no such file")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            manifest = Manifest.from_metadata(path, file.metadata())
-            names = set(file.keys())
-            open_places(model, manifest.linears)
-            _check_names(path, manifest, names, model)
-            fill_computed_buffers(model)
-            _fill(path, model, manifest, names, file, band)
-    except (SafetensorError, OSError) as error:
-        raise ZigpassError(f"{path}: truncated or not a safetensors file ({error}); fetch or save it again") from error
-    raise_collected(find_meta_tensors(model), f"{path}: these tensors of the model are not in the file:")
+    with TensorFiles(folder) as files:
+        path = files.path
+        manifest = Manifest.from_metadata(path, files.metadata)
+        open_places(model, manifest.linears)
+        _check_names(path, manifest, files.names, model)
+        fill_computed_buffers(model)
+        _fill(folder, model, manifest, files, band, stream)
+    streamed = {f"{name}." for name, module in model.named_modules() if isinstance(module, StreamedLinear)}
+    left = [name for name in find_meta_tensors(model) if not name.startswith(tuple(streamed))]
+    raise_collected(left, f"{path}: these tensors of the model are not in the file:")
     return model.eval()
 
 
-def _fill(path: Path, model: nn.Module, manifest: Manifest, names: set[str], file: Any, band: int | str | None) -> None:
+def _fill(
+    folder: Path, model: nn.Module, manifest: Manifest, file: TensorFiles, band: int | str | None, stream: bool
+) -> None:
+    path = file.path
     sites = []
     for index, saved in enumerate(manifest.sites):
         site = Site(saved.name, saved.kind, saved.features)  # type: ignore[arg-type]  # the manifest checked the kind
         for part in saved.tensors:
             site.register_buffer(part, file.get_tensor(f"{SITE_PREFIX}{index}.{part}"))
+        if saved.target_sparsity is not None:
+            site.set_threshold(site.threshold, saved.target_sparsity)
         sites.append(site)
     taken = {f"{name}.{part}" for name, linear in manifest.linears.items() for part in linear.tensor_names()}
     for name, saved_linear in manifest.linears.items():
         try:
-            packed = _read_packed(file, name, saved_linear)
-            if band != STORED:
-                assert not isinstance(band, str)
-                packed = repack(packed, band)
+            new: ZigzagLinear
             bias = file.get_tensor(f"{name}.bias") if saved_linear.bias else None
-            if bias is not None and tuple(bias.shape) != (packed.layout.n,):
-                raise ZigpassError(f"bias has shape {tuple(bias.shape)}, expected {(packed.layout.n,)}")
-            new = ZigzagLinear(packed, bias, None if saved_linear.site is None else sites[saved_linear.site])
+            rows = Layout.parse(saved_linear.layout).n
+            if bias is not None and tuple(bias.shape) != (rows,):
+                raise ZigpassError(f"bias has shape {tuple(bias.shape)}, expected {(rows,)}")
+            own_site = None if saved_linear.site is None else sites[saved_linear.site]
+            if stream:
+                new = StreamedLinear(functools.partial(_read_again, folder, name, saved_linear, band), bias, own_site)
+            else:
+                new = ZigzagLinear(_read_packed(file, name, saved_linear, band), bias, own_site)
         except ZigpassError as error:
             raise ZigpassError(f"{path}: {name}: {error}") from error
         for place in (name, *saved_linear.also):
             replace_module(model, place, new)
-    for name in sorted(names - taken):
+    for name in sorted(file.names - taken):
         if not name.startswith(SITE_PREFIX):
             _set_tensor(path, model, name, file.get_tensor(name))
     for name, stored in manifest.shared.items():
@@ -90,7 +99,7 @@ def _fill(path: Path, model: nn.Module, manifest: Manifest, names: set[str], fil
         setattr(owner, leaf, getattr(other, other_leaf))
 
 
-def _read_packed(file: Any, name: str, linear: SavedLinear) -> PackedWeight:
+def _read_packed(file: TensorFiles, name: str, linear: SavedLinear, band: int | str | None) -> PackedWeight:
     layout = Layout.parse(linear.layout)
     tensors = [file.get_tensor(f"{name}.{part}") for part in linear.tensor_names() if part != "bias"]
     packed = PackedWeight(layout, tuple(tensors))
@@ -102,7 +111,18 @@ def _read_packed(file: Any, name: str, linear: SavedLinear) -> PackedWeight:
             raise ZigpassError(f"{part} has dtype {tensor.dtype}, expected one of {allowed[part]}")
     if layout.permuted:
         unpack(packed)  # checks that perm is a permutation: a kernel would read outside x with another one
-    return packed
+    if band == STORED:
+        return packed
+    assert not isinstance(band, str)
+    return repack(packed, band)
+
+
+def _read_again(folder: Path, name: str, linear: SavedLinear, band: int | str | None) -> PackedWeight:
+    try:
+        with TensorFiles(folder) as files:
+            return _read_packed(files, name, linear, band)
+    except ZigpassError as error:
+        raise ZigpassError(f"{name} cannot be read again, a streamed model needs its files: {error}") from error
 
 
 def _set_tensor(path: Path, model: nn.Module, name: str, tensor: Tensor) -> None:

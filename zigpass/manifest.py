@@ -15,7 +15,6 @@ from .sites import SITE_KINDS
 
 FILE_VERSION: Final = 1
 METADATA_KEY: Final = "zigpass"
-WEIGHTS_NAME: Final = "model.safetensors"
 CONFIG_NAME: Final = "config.json"
 QUANT_METHOD: Final = "zigpass"
 SITE_PREFIX: Final = "zigpass.site."
@@ -53,6 +52,7 @@ class SavedSite:
     kind: str
     features: int
     tensors: list[str]
+    target_sparsity: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +102,11 @@ class Manifest:
             for index, site in enumerate(self.sites)
             if site.kind not in SITE_KINDS
         ]
+        problems += [
+            f"site {index}: target_sparsity is {site.target_sparsity!r}"
+            for index, site in enumerate(self.sites)
+            if site.target_sparsity is not None and not _is_share(site.target_sparsity)
+        ]
         for name, linear in self.linears.items():
             try:
                 Layout.parse(linear.layout)
@@ -110,3 +115,7 @@ class Manifest:
             if linear.site is not None and not 0 <= linear.site < len(self.sites):
                 problems.append(f"{name}: reads site {linear.site} of {len(self.sites)}")
         return problems
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= 1

@@ -19,7 +19,7 @@ def find_obstacle(module: nn.Module, name: str, modules: Mapping[str, nn.Module]
     """
     adapter = _adapter(module, name, modules)
     if adapter:
-        return f"it is wrapped by the adapter {adapter}; merge it (merge_and_unload) or remove it first"
+        return f"it is {adapter}; merge it (merge_and_unload) or remove it first"
     if hasattr(module, "parametrizations"):
         names = ", ".join(module.parametrizations)  # type: ignore[arg-type]  # a ModuleDict
         return f"it has parametrizations ({names}), which would be lost; remove them first"
@@ -36,8 +36,13 @@ def find_obstacle(module: nn.Module, name: str, modules: Mapping[str, nn.Module]
 
 
 def _adapter(module: nn.Module, name: str, modules: Mapping[str, nn.Module]) -> str | None:
-    """The wrapper that holds the module as its `base_layer` (peft), or the module itself where it is the wrapper."""
+    """What the module has to do with an adapter, which holds the linear that it changes as its `base_layer` (peft)."""
     if isinstance(getattr(module, "base_layer", None), nn.Module):
-        return type(module).__qualname__
+        return f"wrapped by the adapter {type(module).__qualname__}"
     parent, _, leaf = name.rpartition(".")
-    return type(modules[parent]).__qualname__ if leaf == "base_layer" and parent in modules else None
+    role = "wrapped by" if leaf == "base_layer" else "part of"
+    while parent:
+        if isinstance(getattr(modules.get(parent), "base_layer", None), nn.Module):
+            return f"{role} the adapter {type(modules[parent]).__qualname__}"
+        parent, role = parent.rpartition(".")[0], "part of"
+    return None

@@ -9,13 +9,16 @@ from collections import Counter
 from collections.abc import Callable
 
 from torch import nn
+from torch.fx import GraphModule
 
+from zigpass.passes import Linear
 from zigpass.runtime import ZigpassError, pack
 from zigpass.runtime.errors import raise_collected
 
 from .formats.recognizer import Recognizer
 from .formats.registry import find_recognizer
 from .formats.verify import check_recovered
+from .graph_linears import GraphLinear, find_graph_linears, insert_graph_linears
 from .linear import ZigzagLinear, find_linears
 from .obstacles import find_obstacle
 from .progress import track
@@ -38,90 +41,155 @@ class Finding:
         representation: the recognizer's name, or the class of a linear that none recognizes.
         reason: why `prepare` does not take it; None when it does.
         recognized: some recognizer knows it, so that a reason is something to mend.
+        in_graph: where it is a call in a graph module, and not a module of its own.
     """
 
     name: str
     representation: str
     reason: str | None
     recognized: bool
+    in_graph: Linear | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+    """What `survey` says about a linear, and the linear: a module of the model, or a call in a graph of it."""
+
+    finding: Finding
+    module: nn.Module | None
+    graph: GraphModule | None = None
+    call: GraphLinear | None = None
 
 
 def survey(model: nn.Module) -> list[Finding]:
     """Every linear that is not packed yet, and whether `prepare` would take it. Changes nothing, reads no weights."""
+    return [candidate.finding for candidate in _find_candidates(model)]
+
+
+def _find_candidates(model: nn.Module) -> list[_Candidate]:
     modules = dict(model.named_modules())
-    findings = []
+    found = []
     for name, module in modules.items():
         recognizer = find_recognizer(module)
         if recognizer is not None:
-            findings.append(Finding(name, recognizer.name, _refusal(recognizer, module, name, modules), True))
+            refusal = _refusal(recognizer, module, name, modules)
+            found.append(_Candidate(Finding(name, recognizer.name, refusal, True), module))
         elif isinstance(module, nn.Linear):
-            findings.append(Finding(name, type(module).__name__, NOT_QUANTIZED, False))
+            reason = find_obstacle(module, name, modules) or NOT_QUANTIZED
+            found.append(_Candidate(Finding(name, type(module).__name__, reason, False), module))
         elif _looks_linear(module) and not isinstance(module, ZigzagLinear) and not hasattr(module, "base_layer"):
-            findings.append(Finding(name, type(module).__qualname__, NOT_KNOWN, False))
-    return findings
+            found.append(_Candidate(Finding(name, type(module).__qualname__, NOT_KNOWN, False), module))
+        if isinstance(module, GraphModule):
+            found += [_in_graph(name, module, call, modules) for call in find_graph_linears(module)]
+    return found
+
+
+def _in_graph(prefix: str, graph: GraphModule, call: GraphLinear, modules: dict[str, nn.Module]) -> _Candidate:
+    name = f"{prefix}.{call.name}" if prefix else call.name
+    recognizer = None if call.module is None else find_recognizer(call.module)
+    if call.module is None or recognizer is None:
+        finding = Finding(name, call.representation, call.refusal or NOT_KNOWN, True, call.calls[0])
+    else:
+        refusal = _refusal(recognizer, call.module, name, modules)
+        finding = Finding(name, recognizer.name, refusal, True, call.calls[0])
+    return _Candidate(finding, call.module, graph, call)
 
 
 def prepare(model: nn.Module, *, progress: bool = True, filter_fn: FilterFn | None = None) -> nn.Module:
-    """Relay every quantized linear of a model into the zigzag layout, in place and layer by layer.
+    """Relay every quantized linear of a model into the zigzag layout, in place.
 
-    Codes and scales are moved, never quantized again: each layer is compared with its own library's dequantization
-    before it is replaced, and freed then. What can be checked without reading weights is checked for all layers
-    first, so on such an error the model is as it was. Linears that are not quantized are left alone and listed.
+    Codes and scales are moved, never quantized again. Every layer is compared with its own library's dequantization
+    before the first one is replaced, so on any error the model is as it was; then they are replaced one by one, and
+    each is freed. The comparison makes a pass of its own: codes and scales are read twice, once for each pass.
+    Linears that are not quantized are left alone and listed.
 
     Args:
-        model: quantized with torchao, GPTQ, AWQ, HQQ or compressed-tensors; `formats.support_table` lists the forms.
-        progress: show a progress bar.
-        filter_fn: called with (module, qualified name) for each quantized linear; False leaves it as it is.
+        model: quantized with torchao, GPTQ, AWQ, HQQ or compressed-tensors, or a graph module with the dequantize
+            calls of PT2E or torchao; `formats.support_table` lists the forms.
+        progress: show progress bars.
+        filter_fn: called with (module, qualified name) for each quantized linear; False leaves it as it is. For a
+            linear that is a call in a graph the module computes what the call does.
 
     Returns:
         The same model.
 
     Raises:
         ZigpassError: one error for all recognized layers that cannot be taken, each with its reason; nothing to
-            prepare; or a layer whose codes do not give the numbers of its own library, with name and numbers.
+            prepare; or all layers whose codes do not give the numbers of their own library, with name and numbers.
     """
-    findings = survey(model)
+    candidates = _find_candidates(model)
+    findings = [candidate.finding for candidate in candidates]
     chosen = [
-        finding
-        for finding in findings
-        if finding.recognized and (filter_fn is None or filter_fn(model.get_submodule(finding.name), finding.name))
+        candidate
+        for candidate in candidates
+        if candidate.finding.recognized
+        and (filter_fn is None or filter_fn(candidate.module or model, candidate.finding.name))
     ]
     if not chosen:
         _check_already_done(model, findings)
         return model
+    refused = [candidate.finding for candidate in chosen if candidate.finding.reason is not None]
     raise_collected(
-        (f"{found.name}: {found.representation}: {found.reason}" for found in chosen if found.reason is not None),
+        (f"{found.name}: {found.representation}: {found.reason}" for found in refused),
         "these layers cannot be prepared; mend them or leave them out with filter_fn:",
     )
-    if "" in (found.name for found in chosen):
+    names = [candidate.finding.name for candidate in chosen]
+    if "" in names:
         raise ZigpassError("the model is itself one linear, which cannot be replaced in place; wrap it in a module")
+    _verify(chosen, progress)
+    _insert(chosen)
+    del candidates, chosen  # so that each original is freed once it is replaced
     aliases = _aliases(model)
     sites = SiteRegistry(model)
     recognizers = {}
-    for found in track(chosen, "preparing", show=progress):
-        recognizer = find_recognizer(model.get_submodule(found.name))
+    for name in track(names, "preparing", show=progress):
+        recognizer = find_recognizer(model.get_submodule(name))
         assert recognizer is not None
-        _convert(model, recognizer, aliases[found.name], sites)
+        _convert(model, recognizer, aliases[name], sites)
         recognizers[recognizer.name] = recognizer
     for recognizer in recognizers.values():
         if not any(recognizer.recognizes(module) for module in model.modules()):
             recognizer.leave(model)
-    _report_rest(findings, {found.name for found in chosen})
+    _report_rest(findings, set(names))
     return model
+
+
+def _verify(chosen: list[_Candidate], progress: bool) -> None:
+    """Raise one error for all layers whose recovered weight is not what the module computes with."""
+    found = [(item.finding.name, _difference(item.module)) for item in track(chosen, "comparing", show=progress)]
+    raise_collected(
+        (f"{name}: {difference}" for name, difference in found if difference is not None),
+        "these layers do not hold what their library computes with, nothing is changed; leave them out with filter_fn"
+        " if you want the rest:",
+    )
+
+
+def _difference(module: nn.Module | None) -> str | None:
+    """How the weight that is recovered of a module differs from its own; None when it does not."""
+    recognizer = None if module is None else find_recognizer(module)
+    assert module is not None
+    assert recognizer is not None
+    try:
+        weight = recognizer.recover(module).weight
+        check_recovered(recognizer, weight, recognizer.dequantize(module))
+        weight.layout()
+    except ZigpassError as error:
+        return str(error)
+    return None
+
+
+def _insert(chosen: list[_Candidate]) -> None:
+    """Make modules of the calls in graphs."""
+    graphs = {id(candidate.graph): candidate.graph for candidate in chosen if candidate.graph is not None}
+    for graph in graphs.values():
+        calls = [candidate.call for candidate in chosen if candidate.graph is graph and candidate.call is not None]
+        insert_graph_linears(graph, calls)
 
 
 def _convert(model: nn.Module, recognizer: Recognizer, names: list[str], sites: SiteRegistry) -> None:
     module = model.get_submodule(names[0])
-    try:
-        recovered = recognizer.recover(module)
-        check_recovered(recognizer, recovered.weight, recognizer.dequantize(module))
-        packed = pack(recovered.weight)
-    except ZigpassError as error:
-        done = sum(1 for _ in find_linears(model))
-        raise ZigpassError(
-            f"{names[0]}: {error}. {done} layers before it are packed already; load the model again, and leave this"
-            " layer out with filter_fn if you want the rest"
-        ) from error
+    recovered = recognizer.recover(module)
+    packed = pack(recovered.weight)
     site = None if _is_output_head(model, module, names[0]) else sites.site_for(names[0], packed.layout.k)
     new = ZigzagLinear(packed, recovered.bias, site)
     for name in names:

@@ -20,6 +20,7 @@ from .float_linears import bias_of, is_float_linear, weight_of
 from .gate_up import GateUp, holds_gate_and_up
 from .gram import layers_with_grams
 from .linear import ZigzagLinear
+from .obstacles import find_obstacle
 from .progress import track
 from .quantizers import quantize_weight
 from .replace import SiteRegistry, replace_module
@@ -63,13 +64,16 @@ def quantize_(
 
     Raises:
         ZigpassError: one error for all layers that cannot be quantized (empty, NaN or infinite weights, unsupported
-            dtype), each with its name and reason; or a pattern that fits no layer, nothing to quantize, or the method
-            "gptq" without calibration text.
+            dtype, hooks, adapters, offloaded weights), each with its name and reason; or a pattern that fits no layer,
+            nothing to quantize, or the method "gptq" without calibration text.
     """
     config = config or ZigzagConfig()
     chosen = _choose(model, config, filter_fn or _not_output_head(model), overrides or {})
+    modules = dict(model.named_modules())
+    refusals = {name: find_obstacle(linear, name, modules) or _refusal(linear) for name, (linear, _) in chosen.items()}
+    del modules  # so that each float weight is freed once it is replaced
     raise_collected(
-        (f"{name}: {reason}" for name, (linear, _) in chosen.items() if (reason := _refusal(linear))),
+        (f"{name}: {reason}" for name, reason in refusals.items() if reason),
         "these layers cannot be quantized; mend them or leave them out with filter_fn or overrides={name: None}:",
     )
     layers: Iterator[tuple[str, Tensor | None]]
@@ -83,7 +87,7 @@ def quantize_(
     _report_short_groups(chosen)
     sites = SiteRegistry(model)
     for name, gram in layers:
-        linear, layer_config = chosen.pop(name)  # so that each float weight is freed once it is replaced
+        linear, layer_config = chosen.pop(name)
         try:
             new = _quantized(linear, layer_config, gram, sites, name)
         except ZigpassError as error:
@@ -141,8 +145,6 @@ def _not_output_head(model: nn.Module) -> FilterFn:
 
 def _refusal(linear: nn.Module) -> str | None:
     weight = weight_of(linear)
-    if weight.is_meta:
-        return "its weight has no data (device meta); load the weights first"
     if weight.shape[0] == 0 or weight.shape[1] == 0:
         return f"its weight is empty, N={weight.shape[0]}, K={weight.shape[1]}"
     if weight.dtype not in FLOAT_DTYPES:

@@ -20,6 +20,9 @@ class StateFile:
         path: the file, made when missing; None keeps everything in memory only.
         key: what the measurements depend on (model, text, settings). Another key is another measurement.
 
+    Attributes:
+        resumed: the file held measurements already.
+
     Raises:
         ZigpassError: the file is damaged, or was made with another key.
     """
@@ -30,6 +33,7 @@ class StateFile:
         self._stages: dict[str, dict[str, Any]] = {}
         if self._path is not None and self._path.exists():
             self._stages = self._read(self._path)
+        self.resumed = bool(self._stages)
 
     def stage(self, name: str) -> Mapping[str, Any]:
         """What is finished of one stage."""

@@ -8,17 +8,26 @@ from collections.abc import Iterable
 from torch.fx import GraphModule
 
 from zigpass import passes
-from zigpass.passes import Context
+from zigpass.passes import Context, Observer, Packer
 
 KIND_ORDER = ("gated_mlp", "mlp", "qkv", "linear", "dense_linear")
 
 
-def rewrite_graph(gm: GraphModule, skip: frozenset[str] = frozenset(), any_rows: bool = False) -> list[Context]:
-    """Rewrite a graph in place, innermost subgraphs first; one context per graph, the outermost last."""
+def rewrite_graph(
+    gm: GraphModule,
+    skip: frozenset[str] = frozenset(),
+    any_rows: bool = False,
+    packer: Packer | None = None,
+    observe: Observer | None = None,
+) -> list[Context]:
+    """Rewrite a graph in place, innermost subgraphs first; one context per graph, the outermost last.
+
+    The packer adds inputs to a graph, which a subgraph, called from several places, cannot be given.
+    """
     contexts: list[Context] = []
     for child in passes.subgraphs(gm).values():
-        contexts += rewrite_graph(child, skip, any_rows)
-    return [*contexts, passes.run(gm, Context(skip=skip, any_rows=any_rows))]
+        contexts += rewrite_graph(child, skip, any_rows, observe=observe)
+    return [*contexts, passes.run(gm, Context(skip=skip, any_rows=any_rows, packer=packer, observe=observe))]
 
 
 def count_packed(gm: GraphModule) -> int:

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -25,43 +25,83 @@ from .manifest import (
     PACKED_NAMES,
     QUANT_METHOD,
     SITE_PREFIX,
-    WEIGHTS_NAME,
     Manifest,
     SavedLinear,
     SavedSite,
 )
 from .sites import Site
+from .tensor_files import INDEX_NAME, SINGLE_NAME, remove_others
+
+MAX_SHARD_SIZE: Final = "50GB"
+"""As in transformers."""
 
 
-def save_pretrained(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+def save_pretrained(
+    model: nn.Module, folder: str | os.PathLike[str], *, max_shard_size: int | str = MAX_SHARD_SIZE
+) -> None:
     """Write a packed Hugging Face model to a folder; `from_pretrained` reads it back bit for bit, thresholds included.
 
-    The folder gets `model.safetensors` and `config.json` with `quantization_config`; a threshold that several linears
-    share is stored once, and so is a tied embedding. A file is complete or not there under its name.
+    The folder gets `model.safetensors`, or shards with an index as Hugging Face writes them, and `config.json` with
+    `quantization_config`; a threshold that several linears share is stored once, and so is a tied embedding. A file is
+    complete or not there under its name. Weight files of a model that was saved there before are removed.
 
     Args:
         model: a transformers model with packed linears.
         folder: created when it does not exist.
+        max_shard_size: bytes, or text such as "5GB". A tensor that is larger has a shard of its own.
 
     Raises:
         ZigpassError: the model is not one of transformers, has no packed linears, has tensors without data or linears
-            of another quantization, or the folder cannot be written.
+            of another quantization, the size makes no sense, or the folder cannot be written.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile(model) wraps
     config = _config_of(model)
     manifest, tensors = collect(model)
     folder = Path(folder)
+    shards = _split(tensors, max_shard_size)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{WEIGHTS_NAME}.part"
-        save_file(tensors, part, metadata={"format": "pt", METADATA_KEY: manifest.to_json()})
-        part.replace(folder / WEIGHTS_NAME)
-        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        _write_weights(folder, shards, tensors, manifest)
+        _write_text(folder / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True))
         generation_config = getattr(model, "generation_config", None)
         if generation_config is not None:
             generation_config.save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         raise ZigpassError(f"{folder}: cannot write the model ({error})") from error
+
+
+def _split(tensors: dict[str, Tensor], max_shard_size: int | str) -> dict[str, list[str]]:
+    """File name -> names of the tensors in it."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    if isinstance(max_shard_size, int) and max_shard_size <= 0:
+        raise ZigpassError(f"max_shard_size must be positive, got {max_shard_size}")
+    try:
+        split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
+    except ValueError as error:
+        raise ZigpassError(f"max_shard_size {max_shard_size!r} is neither bytes nor text such as '5GB'") from error
+    return dict(split.filename_to_tensors)
+
+
+def _write_weights(folder: Path, shards: dict[str, list[str]], tensors: dict[str, Tensor], manifest: Manifest) -> None:
+    described = {METADATA_KEY: manifest.to_json()}
+    for name, inside in shards.items():
+        part = folder / f"{name}.part"
+        metadata = {"format": "pt", **(described if name == SINGLE_NAME else {})}
+        save_file({tensor: tensors[tensor] for tensor in inside}, part, metadata=metadata)
+        part.replace(folder / name)
+    if SINGLE_NAME not in shards:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        weight_map = {tensor: name for name, inside in shards.items() for tensor in inside}
+        index = {"metadata": {"total_size": total, **described}, "weight_map": weight_map}
+        _write_text(folder / INDEX_NAME, json.dumps(index, indent=2, sort_keys=True))
+    remove_others(folder, [*shards, *([] if SINGLE_NAME in shards else [INDEX_NAME])])
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def collect(model: nn.Module) -> tuple[Manifest, dict[str, Tensor]]:
@@ -94,7 +134,8 @@ def collect(model: nn.Module) -> tuple[Manifest, dict[str, Tensor]]:
     saved_sites = []
     for site_module, index in sites.items():
         state = site_module.state_dict()
-        saved_sites.append(SavedSite(site_module.name, site_module.kind, site_module.features, list(state)))
+        target = site_module.target_sparsity
+        saved_sites.append(SavedSite(site_module.name, site_module.kind, site_module.features, list(state), target))
         tensors.update({f"{SITE_PREFIX}{index}.{part}": tensor for part, tensor in state.items()})
     shared = _add_others(model, tensors)
     _check(tensors)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zigpass.runtime.errors import ZigpassError
+from zigpass.runtime.reference import COUNT_DTYPE, inactive
 
 SiteKind = Literal["attn_in", "attn_out", "mlp_in", "mlp_mid", "other"]
 SITE_KINDS: Final[tuple[SiteKind, ...]] = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "other")
@@ -59,6 +60,7 @@ class Site(nn.Module):
         name: where it is, such as "model.layers.3.mlp.mlp_in".
         kind: which of the four activations of a decoder layer it is.
         threshold: float32 buffer of 1 or K entries; input entries below it are not read when decoding. 0 is dense.
+            Or an int32 buffer of one entry: how many entries, the largest, are read.
         mask_rows: apply the threshold to every row by zeroing entries, also where the ops would run dense. For
             measuring quality on many tokens at once; it gives what decoding token by token would give.
     """
@@ -75,21 +77,25 @@ class Site(nn.Module):
         self.register_buffer("threshold", torch.zeros(1, dtype=torch.float32))
 
     def set_threshold(self, threshold: float | Tensor, target_sparsity: float | None = None) -> None:
-        """Replace the threshold, in place when the number of entries stays the same (nothing recompiles then).
+        """Replace the threshold, in place when dtype and number of entries stay the same (nothing recompiles then).
 
         Args:
-            threshold: of 1 or K entries.
+            threshold: of 1 or K entries; an int32 tensor of one entry is a count of entries to read.
             target_sparsity: the share of entries that it was chosen for, where that is known.
 
         Raises:
-            ZigpassError: not 1 or K entries, or an entry that is negative or not finite.
+            ZigpassError: not 1 or K entries, an entry that is negative or not finite, or a count beyond K.
         """
-        value = torch.as_tensor(threshold, dtype=torch.float32, device=self.threshold.device).reshape(-1)
+        is_count = isinstance(threshold, Tensor) and threshold.dtype == COUNT_DTYPE
+        dtype = COUNT_DTYPE if is_count else torch.float32
+        value = torch.as_tensor(threshold, dtype=dtype, device=self.threshold.device).reshape(-1)
+        if is_count and not (value.numel() == 1 and 0 <= int(value) <= self.features):
+            raise ZigpassError(f"{self.name}: a count of entries is one number up to {self.features}")
         if value.numel() not in (1, self.features):
             raise ZigpassError(f"{self.name}: a threshold has 1 or {self.features} entries, got {value.numel()}")
         if not bool(torch.isfinite(value).all()) or bool((value < 0).any()):
             raise ZigpassError(f"{self.name}: thresholds must be finite and not negative")
-        if value.shape == self.threshold.shape:
+        if (value.shape, value.dtype) == (self.threshold.shape, self.threshold.dtype):
             self.threshold.copy_(value)
         else:
             self.threshold = value.clone()
@@ -102,6 +108,14 @@ class Site(nn.Module):
         if self._target is None or not torch.equal(self._target[1].to(self.threshold.device), self.threshold):
             return None
         return self._target[0]
+
+    def inactive(self, x: Tensor) -> Tensor:
+        """Which entries of x [..., K] the present threshold leaves unread, bool of the same shape."""
+        return inactive(x, self.threshold)
+
+    def read_all_(self) -> None:
+        """Set the threshold, in place, to one that leaves nothing unread."""
+        self.threshold.fill_(self.features if self.threshold.dtype == COUNT_DTYPE else 0)
 
     def extra_repr(self) -> str:
         return f"{self.name!r}, kind={self.kind}"
@@ -144,7 +158,7 @@ def dense(model: nn.Module) -> Iterator[None]:
     sites = find_sites(model).values()
     kept = [site.threshold.clone() for site in sites]
     for site in sites:
-        site.threshold.zero_()
+        site.read_all_()
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zigpass.runtime import ZigpassError
 from zigpass.runtime.errors import raise_collected
+from zigpass.runtime.reference import COUNT_DTYPE
 
 from .fingerprint import weight_fingerprint
 from .sites import find_sites
@@ -28,7 +29,7 @@ class SiteThreshold:
     """What calibration found for one site.
 
     Attributes:
-        threshold: float32, 1 or K entries.
+        threshold: float32, 1 or K entries; or int32, one entry, how many of the largest are read.
         target_sparsity: share of entries that should fall below it.
         realized_sparsity: share that did, on the calibration text.
     """
@@ -137,6 +138,7 @@ def _from_document(path: Path, document: dict[str, Any], tensors: dict[str, Tens
     sites = document.pop("sites")
     if sites.keys() != tensors.keys():
         raise ZigpassError(f"{path}: damaged, its tensors and its site list differ")
-    bad = [name for name, tensor in tensors.items() if tensor.dtype != torch.float32 or tensor.dim() != 1]
-    raise_collected(bad, f"{path}: damaged, these thresholds are not float32 vectors:")
+    dtypes = (torch.float32, COUNT_DTYPE)
+    bad = [name for name, tensor in tensors.items() if tensor.dtype not in dtypes or tensor.dim() != 1]
+    raise_collected(bad, f"{path}: damaged, these thresholds are not vectors of {dtypes}:")
     return Thresholds({name: SiteThreshold(tensors[name], **sites[name]) for name in sites}, **document)

@@ -33,7 +33,7 @@ class SparsityWatch:
         if not is_decode(x):
             return
         name = site.name
-        self._inactive[name] = self._inactive.get(name, 0) + int((x.abs() < site.threshold).sum())
+        self._inactive[name] = self._inactive.get(name, 0) + int(site.inactive(x).sum())
         self._entries[name] = self._entries.get(name, 0) + x.numel()
         self.num_tokens[name] = self.num_tokens.get(name, 0) + 1
 
@@ -80,7 +80,9 @@ def watch_sparsity(model: nn.Module) -> Iterator[SparsityWatch]:
     """
     readers = site_readers(model)
     if not readers:
-        raise ZigpassError(f"{type(model).__name__} has no packed linears to watch")
+        raise ZigpassError(
+            f"{type(model).__name__} has no packed linears to watch; call zigpass.prepare or zigpass.quantize_ first"
+        )
     watch = SparsityWatch({site.name: sum(linear.codes.nbytes for linear in own) for site, own in readers.items()})
     with observe_sites(readers, watch.add):
         yield watch

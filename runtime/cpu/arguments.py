@@ -11,7 +11,9 @@ from torch import Tensor
 from .. import ops
 from ..errors import ZigpassError
 from ..quantized import FLOAT_DTYPES
+from ..reference import COUNT_DTYPE
 from .floats import DTYPE_CODES
+from .predict import LARGEST
 from .record import WeightPlan
 
 _INPUT_CODES = {dtype: DTYPE_CODES[dtype] for dtype in ops.SUPPORTED_DTYPES}
@@ -32,7 +34,7 @@ def checked_input(x: Tensor, plan: WeightPlan) -> int:
 
 
 def checked_threshold(threshold: Tensor | None, plan: WeightPlan) -> tuple[int, int]:
-    """Address and number of entries of a threshold that fits a weight.
+    """Address and number of entries of a threshold that fits a weight; `LARGEST` for a count of entries.
 
     Raises:
         ZigpassError: another dtype, size or strides.
@@ -40,10 +42,12 @@ def checked_threshold(threshold: Tensor | None, plan: WeightPlan) -> tuple[int, 
     if threshold is None:
         return 0, 0
     size = threshold.numel()
+    if threshold.dtype == COUNT_DTYPE and size == 1:
+        return threshold.data_ptr(), LARGEST
     if threshold.dtype != torch.float32 or not threshold.is_contiguous():
         raise ZigpassError(
             f"the threshold for {plan.layout.spec} is {threshold.dtype} with strides {threshold.stride()},"
-            " expected contiguous float32"
+            f" expected contiguous float32, or one entry of {COUNT_DTYPE}"
         )
     if size != 1 and size != plan.k:
         raise ZigpassError(f"threshold has {size} entries, {plan.layout.spec} takes 1 or {plan.k}")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .arguments import checked_bias
 from .floats import FLOAT32
+from .huge_pages import ask_for_huge_pages
 from .record import OUT, OUT_DTYPE, WeightPlan, weight_plan
 
 _MOST_KEPT = 16384
@@ -53,7 +54,7 @@ _kept: dict[int, BoundWeight] = {}
 
 
 def bind(weight: Sequence[Tensor], bias: Tensor | None, spec: str) -> BoundWeight:
-    """Check a weight and its bias.
+    """Check a weight and its bias; one that is new also moves into huge pages.
 
     Raises:
         ZigpassError: sizes, dtypes or strides that the kernels cannot take.
@@ -69,6 +70,7 @@ def bind(weight: Sequence[Tensor], bias: Tensor | None, spec: str) -> BoundWeigh
     bound = BoundWeight(plan, spec, weight, bias)
     # The meta and fake tensors of a trace have no memory to remember.
     if address:
+        ask_for_huge_pages(weight)
         if len(_kept) >= _MOST_KEPT:
             _kept.clear()
         _kept[address] = bound

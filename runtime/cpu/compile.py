@@ -53,6 +53,14 @@ class Kernel:
             entry = self._entry = cast(Callable[..., None], self._dispatcher.compile(self._signature))
         entry(*args)
 
+    @property
+    def address(self) -> int:
+        """Where the compiled function is, in Numba's calling convention (`memory.call_kernel`)."""
+        if self._entry is None:
+            self._entry = cast(Callable[..., None], self._dispatcher.compile(self._signature))
+        compiled = self._dispatcher.overloads[self._signature.args]
+        return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
+
 
 def kernel(function: Callable[..., None], name: str | None = None) -> Kernel:
     """Make a `Kernel` of a function whose parameters are all integers; kernels on disk are told apart by `name`."""

@@ -8,6 +8,7 @@ from numba import float32, uint64
 from ..layout import BLOCK_ROWS
 from .codes import FACTORS
 from .compile import jit
+from .dot_tile import to_row_order
 from .fixed_point import FLOAT32_DIGITS, quantize_factors_1, quantize_factors_3
 from .inputs import (
     COUNT,
@@ -17,9 +18,11 @@ from .inputs import (
     STRIDE,
     VALUES,
 )
-from .integer_pass import AHEAD_ROWS, LAST_PASS_COLUMNS, PASS_COLUMNS, add_chunks, place_columns
+from .integer_pass import MOST_COLUMNS, add_pass, pass_columns, place_columns
 from .memory import (
+    SPARE,
     address_of,
+    aligned,
     float32_pointer,
     keep,
     load,
@@ -60,20 +63,18 @@ def column_rows(
     supers = end_super - first_super
     rows = end_row - start_row
 
-    sums = np.zeros(num_rows * rows, np.float32)
+    sums = np.zeros(num_rows * rows + SPARE, np.float32)
     minimums = np.zeros(num_rows * supers * FACTORS, np.float32)
-    factors = np.zeros((LAST_PASS_COLUMNS + 3) * FACTORS, np.float32)
-    integers = np.empty(LAST_PASS_COLUMNS * digits * FACTORS // 4, np.uint32)
+    factors = np.zeros((MOST_COLUMNS + 3) * FACTORS, np.float32)
+    integers = np.empty(MOST_COLUMNS * digits * FACTORS // 4, np.uint32)
     units = np.empty(FACTORS, np.float32)
-    offsets, ahead = np.empty(LAST_PASS_COLUMNS, np.uint64), np.empty(LAST_PASS_COLUMNS, np.uint64)
+    offsets, ahead = np.empty(MOST_COLUMNS, np.uint64), np.empty(MOST_COLUMNS, np.uint64)
     offsets_at, ahead_at = uint64_pointer(address_of(offsets)), uint64_pointer(address_of(ahead))
-    sums_at, units_at = float32_pointer(address_of(sums)), float32_pointer(address_of(units))
+    sums_at, units_at = float32_pointer(aligned(address_of(sums))), float32_pointer(address_of(units))
     integers_at, factors_at = uint32_pointer(address_of(integers)), float32_pointer(address_of(factors))
     start = 0
     while start < num_active:
-        count = num_active - start
-        if count > LAST_PASS_COLUMNS:
-            count = PASS_COLUMNS
+        count = pass_columns(num_active - start)
         chunks = place_columns(record, inputs, band_row, band_end, start, count, offsets, ahead)
         factors[count * FACTORS : chunks * 4 * FACTORS] = float32(0)
         for superblock in range(first_super, end_super):
@@ -98,36 +99,38 @@ def column_rows(
                     quantize_factors_3(factors_at, uint64(chunks), integers_at, units_at)
                 else:
                     quantize_factors_1(factors_at, uint64(chunks), integers_at, units_at)
-                for block in range(first_block, end_block, BLOCK_ROWS):
-                    half = uint64(block % 256 // 32)
-                    word = uint64((block - band_row) // BLOCK_ROWS * depth)
-                    here = block + AHEAD_ROWS < end_row
-                    ahead_word = word + uint64(AHEAD_ROWS // BLOCK_ROWS * depth)
-                    if not here:
-                        ahead_word -= uint64(rows // BLOCK_ROWS * depth)
-                    add_chunks(
-                        bits,
-                        digits,
-                        codes,
-                        word,
-                        offsets_at,
-                        offsets_at if here else ahead_at,
-                        ahead_word,
-                        uint64(chunks),
-                        offset_uint32(integers_at, half),
-                        uint64(digits * FACTORS),
-                        uint64(FACTORS),
-                        offset_float32(units_at, half),
-                        uint64(0),
-                        offset_float32(sums_at, uint64(r * rows + block - start_row)),
-                    )
+                half = uint64(first_block % 256 // 32)
+                add_pass(
+                    bits,
+                    digits,
+                    codes,
+                    uint64((first_block - band_row) // BLOCK_ROWS * depth),
+                    offsets_at,
+                    ahead_at,
+                    uint64((end_block - first_block) // BLOCK_ROWS),
+                    uint64((end_row - first_block) // BLOCK_ROWS),
+                    uint64(rows // BLOCK_ROWS * depth),
+                    uint64(chunks),
+                    offset_uint32(integers_at, half),
+                    uint64(digits * FACTORS),
+                    uint64(FACTORS),
+                    offset_float32(units_at, half),
+                    uint64(4),
+                    uint64(0),
+                    offset_float32(sums_at, uint64(r * rows + first_block - start_row)),
+                    uint64(1),
+                    uint64(0),
+                    uint64(0),
+                    uint64(0),
+                )
         start += count
     for r in range(num_rows):
         for block in range(0, rows, BLOCK_ROWS):
             a, b = uint64(r * rows + block), uint64(r * out_rows + start_row - out_row + block)
             m = uint64((r * supers - first_super) * FACTORS + (start_row + block) // 32)
+            to_row_order(bits, offset_float32(sums_at, a))
             for i in range(uint64(BLOCK_ROWS)):
-                out[b + i] = sums[a + i] - minimums[m + i // uint64(32)]
+                out[b + i] = load(sums_at, a + i) - minimums[m + i // uint64(32)]
     keep(sums)
     keep(factors)
     keep(integers)

@@ -1,8 +1,8 @@
 """Matrix times vector over the active columns in integers: the AVX-512 VNNI variant of gemv.py.
 
-Columns are added in passes of 16; a pass goes down the rows block by block (dot_tile.py). The order of the sums depends
-only on the list of active columns: not on the rows that a thread takes, not on the band, not on how many inputs (rows
-of x) are multiplied together.
+Columns are added in passes of up to 16; a pass goes down the rows block by block (dot_tile.py). The order of the sums
+depends only on the list of active columns: not on the rows that a thread takes, not on the band, not on how many inputs
+(rows of x) are multiplied together.
 """
 
 from __future__ import annotations

@@ -8,12 +8,13 @@ from numba import uint64
 from ..layout import BLOCK_ROWS
 from .compile import jit
 from .dot_tile import (
-    add_chunks_2x1,
-    add_chunks_2x3,
-    add_chunks_4x1,
-    add_chunks_4x3,
-    add_chunks_8x1,
-    add_chunks_8x3,
+    CHUNK_COLUMNS,
+    add_pass_2x1,
+    add_pass_2x3,
+    add_pass_4x1,
+    add_pass_4x3,
+    add_pass_8x1,
+    add_pass_8x3,
 )
 from .fixed_point import FLOAT32_DIGITS
 from .inputs import (
@@ -29,14 +30,19 @@ from .record import (
     K,
 )
 
-PASS_COLUMNS = 16
-"""Columns of a pass. 4096x11008, 50 % active, one thread: 1.06 ms; 8 columns 1.14."""
-LAST_PASS_COLUMNS = 24
-"""A pass takes this many when they are the last: a second pass of a few columns costs more than a longer one."""
-AHEAD_ROWS = 4 * BLOCK_ROWS
-"""How far ahead of the sums a column is prefetched, at its end into the column that the next pass reads in its place.
-4096x11008, 50 % active: 256 rows 1.12 ms, 512 rows 1.06, 1024 rows 1.11; the next pass's block of the same rows, into
-the second-level cache, 1.16; no prefetch 1.34."""
+MOST_CHUNKS = 4
+"""Chunks of four columns that a pass has at most. 11008x4096 and 4096x11008, 50 % active, huge pages: 1.14 and 0.98 ms;
+with 5 chunks 1.20 and 1.04 (too many streams of memory at once)."""
+MOST_COLUMNS = CHUNK_COLUMNS * MOST_CHUNKS
+
+
+@jit
+def pass_columns(left: int) -> int:
+    """Columns of the next pass, when `left` remain: as few passes as can be, of about the same length."""
+    chunks = (left + CHUNK_COLUMNS - 1) // CHUNK_COLUMNS
+    passes = (chunks + MOST_CHUNKS - 1) // MOST_CHUNKS
+    columns: int = min(left, (chunks + passes - 1) // passes * CHUNK_COLUMNS)
+    return columns
 
 
 @jit
@@ -68,45 +74,58 @@ def place_columns(
 
 
 @jit
-def add_chunks(
+def add_pass(
     bits: int,
     digits: int,
     codes: int,
     word: int,
     offsets: int,
     ahead: int,
-    ahead_word: int,
+    blocks: int,
+    blocks_left: int,
+    wrap_words: int,
     chunks: int,
-    integers: int,
+    inputs: int,
     chunk_words: int,
     digit_words: int,
     units: int,
+    part_step: int,
     first: int,
     sums: int,
+    rows: int,
+    digits_step: int,
+    units_step: int,
+    sums_step: int,
 ) -> None:
     """The intrinsic of dot_tile.py for a width of codes and a number of digits."""
     if digits == FLOAT32_DIGITS:
         if bits == 4:
-            add_chunks_4x3(
-                codes, word, offsets, ahead, ahead_word, chunks, integers, chunk_words, digit_words, units, first, sums
-            )
+            add_pass_4x3(
+                codes, word, offsets, ahead, blocks, blocks_left, wrap_words, chunks, inputs, chunk_words,
+                digit_words, units, part_step, first, sums, rows, digits_step, units_step, sums_step,
+            )  # fmt: skip
         elif bits == 8:
-            add_chunks_8x3(
-                codes, word, offsets, ahead, ahead_word, chunks, integers, chunk_words, digit_words, units, first, sums
-            )
+            add_pass_8x3(
+                codes, word, offsets, ahead, blocks, blocks_left, wrap_words, chunks, inputs, chunk_words,
+                digit_words, units, part_step, first, sums, rows, digits_step, units_step, sums_step,
+            )  # fmt: skip
         else:
-            add_chunks_2x3(
-                codes, word, offsets, ahead, ahead_word, chunks, integers, chunk_words, digit_words, units, first, sums
-            )
+            add_pass_2x3(
+                codes, word, offsets, ahead, blocks, blocks_left, wrap_words, chunks, inputs, chunk_words,
+                digit_words, units, part_step, first, sums, rows, digits_step, units_step, sums_step,
+            )  # fmt: skip
     elif bits == 4:
-        add_chunks_4x1(
-            codes, word, offsets, ahead, ahead_word, chunks, integers, chunk_words, digit_words, units, first, sums
-        )
+        add_pass_4x1(
+            codes, word, offsets, ahead, blocks, blocks_left, wrap_words, chunks, inputs, chunk_words, digit_words,
+            units, part_step, first, sums, rows, digits_step, units_step, sums_step,
+        )  # fmt: skip
     elif bits == 8:
-        add_chunks_8x1(
-            codes, word, offsets, ahead, ahead_word, chunks, integers, chunk_words, digit_words, units, first, sums
-        )
+        add_pass_8x1(
+            codes, word, offsets, ahead, blocks, blocks_left, wrap_words, chunks, inputs, chunk_words, digit_words,
+            units, part_step, first, sums, rows, digits_step, units_step, sums_step,
+        )  # fmt: skip
     else:
-        add_chunks_2x1(
-            codes, word, offsets, ahead, ahead_word, chunks, integers, chunk_words, digit_words, units, first, sums
-        )
+        add_pass_2x1(
+            codes, word, offsets, ahead, blocks, blocks_left, wrap_words, chunks, inputs, chunk_words, digit_words,
+            units, part_step, first, sums, rows, digits_step, units_step, sums_step,
+        )  # fmt: skip

@@ -24,7 +24,7 @@ def linear(x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, threshold: 
         x: float32, bfloat16 or float16 [..., K].
         weight: packed tensors of W [N, K] in the order of `PackedWeight.tensors`.
         bias: [N] or None.
-        threshold: float32 [1] or [K], or None for dense.
+        threshold: float32 [1] or [K], int32 [1] (how many of the largest entries to read), or None for dense.
         layout: `Layout.spec` of the weight.
 
     Returns:

@@ -14,6 +14,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .compile import jit
+
+LINE = 64
+"""Bytes of a cache line."""
+SPARE = LINE // 4
+"""float32 entries to add to an array whose address is going to be `aligned`."""
 _INT8_POINTER = ir.IntType(8).as_pointer()
 _INT32 = ir.IntType(32)
 
@@ -66,6 +72,13 @@ def address_of(typing_context: Any, array: Any) -> Any:
         return builder.ptrtoint(data, ir.IntType(64))
 
     return types.int64(array), build
+
+
+@jit
+def aligned(address: int) -> int:
+    """An address rounded up to a cache line; the array must have `LINE` bytes to spare."""
+    rounded: int = (address + LINE - 1) // LINE * LINE
+    return rounded
 
 
 @intrinsic  # type: ignore[untyped-decorator]

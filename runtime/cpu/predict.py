@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import uint64
+from numba import uint32, uint64
 
 from .compile import jit
-from .memory import float32_pointer, load, store, uint32_pointer, uint64_pointer
+from .memory import bits_of_float, float32_pointer, int32_pointer, load, store, uint32_pointer, uint64_pointer
+
+LARGEST = -1
+"""In place of a number of thresholds: the address is that of an int32, how many of the largest entries are active."""
+_MAGNITUDE_BITS = 0x7FFFFFFF
+"""Of a float32's pattern: without the sign, and ordered as the magnitudes are, with NaN above infinity."""
 
 
 @jit
@@ -18,7 +23,8 @@ def list_active(
     Entry k is active unless |x_k| < threshold_k, so a NaN is active.
 
     Args:
-        threshold: address of `num_thresholds` float32: 0 (every entry is active), 1 or `count`.
+        threshold: address of `num_thresholds` float32: 0 (every entry is active), 1 or `count`. Of an int32 when
+            `num_thresholds` is `LARGEST`.
         perm: address of int32 [count], column p holds entry perm[p]; 0 when columns and entries are in one order.
         index_address: of uint64 [count + 1], which columns are active.
         value_address: of float32 [count + 1], their entries.
@@ -32,6 +38,8 @@ def list_active(
         for i in range(uint64(count)):
             store(value, i, x[i if perm == 0 else entry_of(order, i, count)])
         return count
+    if num_thresholds == LARGEST:
+        return _list_largest(x, count, np.int64(load(int32_pointer(threshold), uint64(0))), perm, index, value)
     active = uint64(0)
     shared = load(thresholds, uint64(0))
     # Every entry is written and only active ones advance the list: no branch to mispredict. Hence one spare place.
@@ -50,6 +58,58 @@ def list_active(
             active += uint64(not (abs(entry) < limit))
     length: int = np.int64(active)
     return length
+
+
+@jit
+def _list_largest(x: np.ndarray, count: int, kept: int, perm: int, index: int, value: int) -> int:
+    """As `list_active`, for the `kept` entries of largest magnitude; of equal ones the first are taken.
+
+    Args:
+        index, value: pointers, as in `list_active`.
+    """
+    kept = min(kept, count)
+    if kept <= 0:
+        return 0
+    # The pattern of the smallest magnitude that is kept, bit by bit from the highest: the largest pattern that `kept`
+    # entries reach. A fixed number of passes without branches, whatever the entries are.
+    limit = uint32(0)
+    for shift in range(31):
+        tried = limit | (uint32(1) << uint32(30 - shift))
+        if _count_from(x, count, tried) >= kept:
+            limit = tried
+    equal = kept - _count_from(x, count, limit + uint32(1))  # how many entries of just this magnitude are kept
+    last = 0  # the last of them
+    for i in range(count):
+        if _pattern(x[uint64(i)]) == limit and equal > 0:
+            last = i
+            equal -= 1
+    order = uint32_pointer(perm)
+    active = uint64(0)
+    for i in range(uint64(count)):
+        k = i if perm == 0 else entry_of(order, i, count)
+        entry = x[k]
+        pattern = _pattern(entry)
+        store(index, active, i)
+        store(value, active, entry)
+        active += uint64(pattern > limit or (pattern == limit and k <= uint64(last)))
+    length: int = np.int64(active)
+    return length
+
+
+@jit
+def _count_from(x: np.ndarray, count: int, pattern: int) -> int:
+    """How many of the first entries have at least this pattern of magnitude bits."""
+    total = uint32(0)
+    for i in range(uint64(count)):
+        total += uint32(_pattern(x[i]) >= pattern)
+    found: int = np.int64(total)
+    return found
+
+
+@jit
+def _pattern(entry: float) -> int:
+    bits: int = bits_of_float(entry) & uint32(_MAGNITUDE_BITS)
+    return bits
 
 
 @jit

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 _pointer, _int = ctypes.c_void_p, ctypes.c_int32
 
 MAX_WEIGHTS = 3
 """Weights of one launch: q, k and v."""
+
+
+class Divider(ctypes.Structure):
+    """struct Divider: division by a number that the host knows, for numerators below 2^31.
+
+    With l = ceil(log2 d), floor(n / d) = (n * (floor(2^(31 + l) / d) + 1)) >> (31 + l) for every n < 2^31 (Granlund and
+    Montgomery, Division by invariant integers using multiplication, theorem 4.2).
+    """
+
+    _fields_ = (("value", _int), ("multiplier", ctypes.c_uint32), ("shift", _int))
+
+    @classmethod
+    def of(cls, value: int) -> Divider:
+        bits = (value - 1).bit_length()
+        return cls(value, ((1 << 31 + bits) // value + 1) & 0xFFFFFFFF, bits - 1) if value > 1 else cls(value, 0, 0)
 
 
 class Weight(ctypes.Structure):
@@ -18,13 +34,14 @@ class Weight(ctypes.Structure):
         ("scale", _pointer),
         ("zero", _pointer),
         ("bias", _pointer),
+        ("perm", _pointer),
         ("out", _pointer),
         ("n", _int),
         ("padded_n", _int),
         ("band", _int),
         ("first_tile", _int),
         ("bias_format", _int),
-        ("reserved", _int),
+        ("band_tiles", Divider),
     )
 
 
@@ -49,22 +66,22 @@ class Arguments(ctypes.Structure):
         ("k", _int),
         ("rows", _int),
         ("per_channel", _int),
-        ("in_tiles", _int),
         ("in_up_tile", _int),
         ("in_blocks", _int),
         ("in_words", _int),
-        ("in_tile", _int),
-        ("gate_band", _int),
-        ("up_band", _int),
-        ("blocks", _int),
-        ("reserved", _int),
+        ("in_all_words", Divider),
+        ("gate_band", Divider),
+        ("up_band", Divider),
+        ("words", Divider),
+        ("all_words", Divider),
+        ("blocks", Divider),
     )
 
 
-class DequantizeArguments:
-    """The parameters of `dequantize.cu`, kept alive beside the array of their addresses."""
+class Parameters:
+    """Pointers, then integers, for a kernel without an argument struct; kept alive beside the array of addresses."""
 
-    def __init__(self, pointers: tuple[int, int, int, int], numbers: tuple[int, int, int, int, int]) -> None:
+    def __init__(self, pointers: Sequence[int], numbers: Sequence[int]) -> None:
         self._values = [_pointer(value) for value in pointers] + [_int(value) for value in numbers]
         self._addresses = (_pointer * len(self._values))(*(ctypes.addressof(value) for value in self._values))
 

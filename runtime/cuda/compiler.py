@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import io
 import logging
-import os
 import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cache_root import cache_root
 from ..errors import ZigpassError
 
 if TYPE_CHECKING:
@@ -90,11 +90,8 @@ def _compile(file: str, macros: Mapping[str, int], arch: int, cache: Any) -> tup
 
 
 def cache_folder() -> Path:
-    """Where cubins are kept: $ZIGPASS_CACHE_DIR, else zigpass/ in the user's cache folder."""
-    root = os.environ.get("ZIGPASS_CACHE_DIR")
-    if root:
-        return Path(root) / "cubin"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zigpass" / "cubin"
+    """Where cubins are kept."""
+    return cache_root() / "cubin"
 
 
 @functools.cache

@@ -42,8 +42,10 @@ def launch_gemv(
     arguments = Arguments.from_buffer_copy(plan.template)
     for slot, tensors, bias, out in zip(arguments.weights, weights, biases, outs, strict=False):
         slot.codes, slot.scale = tensors[0].data_ptr(), tensors[1].data_ptr()
-        if len(tensors) == 3:
+        if len(tensors) > 2:
             slot.zero = tensors[2].data_ptr()
+        if len(tensors) > 3:
+            slot.perm = tensors[3].data_ptr()
         slot.out = out
         if bias is not None:
             slot.bias, slot.bias_format = bias.data_ptr(), FORMATS[bias.dtype]

@@ -14,6 +14,8 @@ from .compiler import compile_kernel
 from .device import Device, ensure_context
 
 FIRST_ARCH_WITH_DEPENDENT_LAUNCH = 90
+MOST_CONFIGS = 64
+"""Launch configurations that a function keeps, one per grid and stream."""
 _lock = threading.Lock()
 _functions: dict[tuple[Any, ...], Function] = {}
 
@@ -33,6 +35,7 @@ class Function:
         self._handle = driver.CUfunction(int(kernel))
         self._label = f"{name} of {file}"
         self._threads, self._shared = threads, shared
+        self._configs: dict[tuple[tuple[int, int], int], Any] = {}
         self._attributes = []
         if device.arch >= FIRST_ARCH_WITH_DEPENDENT_LAUNCH and dependent:
             attribute = driver.CUlaunchAttribute()
@@ -52,8 +55,12 @@ class Function:
         Raises:
             ZigpassError: the driver refused the launch; its name for the reason.
         """
-        driver = self._driver
-        config = driver.CUlaunchConfig()
+        config = self._configs.get((grid, stream)) or self._configure(grid, stream)
+        self._check(self._driver.cuLaunchKernelEx(config, self._handle, parameters, 0))
+
+    def _configure(self, grid: tuple[int, int], stream: int) -> Any:
+        """The launch configuration, kept because filling one in takes longer than the launch; never changed again."""
+        config = self._driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY = grid
         config.gridDimZ = config.blockDimY = config.blockDimZ = 1
         config.blockDimX = self._threads
@@ -62,7 +69,10 @@ class Function:
         if self._attributes:
             config.attrs = self._attributes
             config.numAttrs = 1
-        self._check(driver.cuLaunchKernelEx(config, self._handle, parameters, 0))
+        if len(self._configs) >= MOST_CONFIGS:
+            self._configs.clear()
+        self._configs[grid, stream] = config
+        return config
 
     def launch_arguments(self, grid: tuple[int, int], stream: int, arguments: Arguments) -> None:
         """As `launch`, for the kernels whose only parameter is `Arguments`."""

@@ -122,11 +122,11 @@ def check_operands(
         and all(t is None or (t.get_device() == index and t.dtype == torch.float32) for t in thresholds)
     ):
         return
-    _raise_misfit(x.device, weights, biases, thresholds, layouts)
+    raise_misfit(x.device, weights, biases, thresholds, layouts)
 
 
 def _weight_fits(tensors: Sequence[Tensor], layout: Layout, index: int) -> bool:
-    """The common case in a microsecond; `_raise_misfit` looks closely (five times as long) and finds the words."""
+    """The common case in a microsecond; `raise_misfit` looks closely (five times as long) and finds the words."""
     codes, scale = tensors[0], tensors[1]
     if codes.dtype != torch.int32 or codes.get_device() != index or scale.get_device() != index:
         return False
@@ -135,6 +135,8 @@ def _weight_fits(tensors: Sequence[Tensor], layout: Layout, index: int) -> bool:
     if layout.scale_axis == "out":
         return contiguous and scale.dtype == torch.int32 and not addresses % ALIGNMENT
     zero = tensors[2]
+    if layout.permuted and (tensors[3].get_device() != index or not tensors[3].is_contiguous()):
+        return False
     return (
         contiguous
         and zero.is_contiguous()
@@ -146,7 +148,7 @@ def _weight_fits(tensors: Sequence[Tensor], layout: Layout, index: int) -> bool:
     )
 
 
-def _raise_misfit(
+def raise_misfit(
     device: torch.device,
     weights: Sequence[Sequence[Tensor]],
     biases: Sequence[Tensor | None],
@@ -155,7 +157,7 @@ def _raise_misfit(
 ) -> None:
     """Raise for the first operand that does not fit; do nothing when all do."""
     for tensors, layout in zip(weights, layouts, strict=True):
-        for name, tensor in zip(("codes", "scale", "zero"), tensors, strict=False):
+        for name, tensor in zip(("codes", "scale", "zero", "perm"), tensors, strict=False):
             if tensor.device != device:
                 raise ZigpassError(f"{name} of {layout.spec} is on {tensor.device}, x on {device}")
             if not tensor.is_contiguous() or tensor.data_ptr() % ALIGNMENT:
@@ -289,10 +291,10 @@ def _fused_mlp(
     index, has_gate = x.device.index, len(first) == 2
     specs = tuple(layout.spec for layout in first_layouts)
     up_plan = get_plan(index, kind, specs, FORMATS[x.dtype], NONE, threshold_in is not None, 1)
-    bands = (first_layouts[0].band if has_gate else 0, first_layouts[-1].band)
+    bands = (first_layouts[0].band if has_gate else 1, first_layouts[-1].band)
     down_plan = get_plan(
         index, down_kind, (down_layout.spec,), NONE, FORMATS[x.dtype], threshold_mid is not None, 1,
-        has_gate, ACTIVATION_CODES[activation],
+        has_gate, ACTIVATION_CODES[activation], up_plan.gemv.tile,
     )  # fmt: skip
     plan = chain(down_plan, up_plan, bands)
     partials = launch_gemv(up_plan, first, [None] * len(first), threshold_in, x.data_ptr(), [0] * len(first), 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ZigpassError
 from ..layout import Layout
-from .arguments import Arguments
+from .arguments import Arguments, Divider
 from .device import Device, get_device
 from .formats import FORMATS, NONE, ZERO_KIND_CODES
 from .launch import Function, get_function
@@ -61,14 +61,15 @@ class Plan:
 
 @functools.lru_cache(maxsize=4096)
 def chain(plan: Plan, producer: Plan, bands: tuple[int, int]) -> Plan:
-    """`plan` reading the partial sums that `producer` leaves; `bands` of its gate (0 for none) and up."""
+    """`plan` reading the partial sums that `producer` leaves; `bands` of its gate (1 for none) and up."""
     arguments = Arguments.from_buffer_copy(plan.template)
-    arguments.in_tiles = producer.tiles
+    if plan.gemv.in_tile != producer.gemv.tile:
+        raise ValueError(f"compiled for tiles of {plan.gemv.in_tile} rows, the producer's have {producer.gemv.tile}")
     arguments.in_up_tile = producer.first_tiles[-1]
     arguments.in_blocks = producer.blocks
     arguments.in_words = producer.words
-    arguments.in_tile = producer.gemv.tile
-    arguments.gate_band, arguments.up_band = bands
+    arguments.in_all_words = Divider.of(producer.words * producer.tiles)
+    arguments.gate_band, arguments.up_band = (Divider.of(band) for band in bands)
     return dataclasses.replace(plan, template=bytes(arguments))
 
 
@@ -84,6 +85,7 @@ def weight_kind(layout: Layout, tensors: Sequence[Tensor]) -> WeightKind | None:
         FORMATS[tensors[1].dtype],
         FORMATS[tensors[2].dtype],
         ZERO_KIND_CODES[layout.zero_kind],
+        layout.permuted,
     )
 
 
@@ -98,6 +100,7 @@ def get_plan(
     rows: int,
     has_gate: bool = False,
     activation: int = 0,
+    in_tile: int = 1,
     config: LaunchConfig | None = None,
 ) -> Plan:
     """The plan of a launch; compiles and loads its kernel the first time.
@@ -107,40 +110,66 @@ def get_plan(
         specs: `Layout.spec` of each weight; all have the same K.
         x_format, out_format: codes of `formats`; NONE means partial sums.
         rows: 1, 2 or 4: rows of x that the kernel holds.
+        in_tile: rows of the tiles whose partial sums are x.
         config: launch parameters to use instead of the table's.
     """
     device = get_device(device_index)
-    gemv = Gemv(kind, LaunchConfig(1, 1, 1, 1), x_format, out_format, sparse, rows, has_gate, activation)
+    gemv = Gemv(kind, LaunchConfig(1, 1, 1, 1), x_format, out_format, sparse, rows, has_gate, activation, in_tile)
     layouts = [Layout.parse(spec) for spec in specs]
     return build_plan(device, gemv, layouts, config)
 
 
-def build_plan(device: Device, wanted: Gemv, layouts: Sequence[Layout], config: LaunchConfig | None) -> Plan:
-    """As `get_plan`, for a specialization whose launch parameters are still open."""
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """How a launch is cut: the specialization, the grid, tiles of each weight, words of a tile."""
+
+    gemv: Gemv
+    blocks: int
+    tiles: tuple[int, ...]
+    words: int
+
+
+def cut_launch(device: Device, wanted: Gemv, layouts: Sequence[Layout], config: LaunchConfig | None) -> Shape:
+    """Choose the launch parameters that `wanted` leaves open, from the table when `config` is None.
+
+    Raises:
+        ZigpassError: the weights are too large for one launch, or their scales for the shared memory.
+    """
     kind, k = wanted.kind, layouts[0].k
     if config is None:
         config = choose_config(device.arch, kind, wanted.rows, sum(layout.padded_n for layout in layouts), k)
     config = fit_rows(config, kind, max(min(layout.band, layout.padded_n) for layout in layouts))
-    gemv = dataclasses.replace(wanted, config=config)
-    tiles = [count_tiles(layout, gemv.tile) for layout in layouts]
     words = count_words(k, kind.group)
-    blocks = max(1, min(device.multiprocessors * config.blocks_per_sm, words * sum(tiles) // SMALLEST_PIECE))
+    slots = device.multiprocessors * config.blocks_per_sm
+    tile = dataclasses.replace(wanted, config=config).tile
+    tiles = tuple(count_tiles(layout, tile) for layout in layouts)
+    blocks = max(1, min(slots, words * sum(tiles) // SMALLEST_PIECE))
     if words * sum(tiles) * (blocks + 1) >= LARGEST_SPACE:
         raise ZigpassError(f"{layouts[0].spec} is too large for one launch")
+    gemv = dataclasses.replace(wanted, config=config)
     columns = 32 * min(words, -(-words * sum(tiles) // blocks))
     fitted = gemv.fit(columns, device.shared_limit // config.blocks_per_sm - 1024)
     if fitted is None:
         raise ZigpassError(
             f"{layouts[0].spec}: scales of {gemv.tile} rows do not fit {device.shared_limit} bytes of shared memory"
         )
+    return Shape(fitted, blocks, tiles, words)
+
+
+def build_plan(device: Device, wanted: Gemv, layouts: Sequence[Layout], config: LaunchConfig | None) -> Plan:
+    """As `get_plan`, for a specialization whose launch parameters are still open."""
+    shape = cut_launch(device, wanted, layouts, config)
+    fitted, blocks, tiles = shape.gemv, shape.blocks, shape.tiles
     arguments = Arguments()
-    arguments.num_weights, arguments.num_tiles, arguments.k = len(layouts), sum(tiles), k
+    arguments.num_weights, arguments.num_tiles, arguments.k = len(layouts), sum(tiles), layouts[0].k
     arguments.gate_bias_format = arguments.up_bias_format = NONE
     first_tiles = tuple(sum(tiles[:index]) for index in range(len(tiles)))
     for weight, layout, first in zip(arguments.weights, layouts, first_tiles, strict=False):
         weight.n, weight.padded_n, weight.band, weight.first_tile = layout.n, layout.padded_n, layout.band, first
         weight.bias_format = NONE
-    arguments.blocks = blocks
+        weight.band_tiles = Divider.of(-(-layout.band // fitted.tile))
+    arguments.words, arguments.all_words = Divider.of(shape.words), Divider.of(shape.words * sum(tiles))
+    arguments.blocks = Divider.of(blocks)
     combine = None
     if wanted.out_format != NONE:
         combine = get_function(device, "gemv.cu", "zigzag_combine", fitted.macros, COMBINE_THREADS, dependent=True)
@@ -151,12 +180,12 @@ def build_plan(device: Device, wanted: Gemv, layouts: Sequence[Layout], config: 
             device, "gemv.cu", "zigzag_gemv", fitted.macros, fitted.config.threads, fitted.shared_bytes, True
         ),
         combine=combine,
-        combine_blocks=sum(tiles) * gemv.tile // COMBINED_ROWS,
+        combine_blocks=sum(tiles) * fitted.tile // COMBINED_ROWS,
         blocks=blocks,
         tiles=sum(tiles),
-        words=words,
+        words=shape.words,
         first_tiles=first_tiles,
-        partial_floats=(blocks + sum(tiles)) * gemv.tile * wanted.rows,
+        partial_floats=(blocks + sum(tiles)) * fitted.tile * wanted.rows,
         template=bytes(arguments),
     )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..layout import BLOCK_ROWS, Layout
-from .arguments import DequantizeArguments
+from .arguments import Parameters
 from .device import get_device
 from .formats import F16, FORMATS, ZERO_KIND_CODES
 from .launch import current_stream, get_function
@@ -20,6 +20,8 @@ _THREADS = 256
 
 def dequantized_matmul(x: Tensor, layout: Layout, weight: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """x [rows, K] W^T + bias in x's dtype; the weight is rounded to that dtype, as a plain linear layer holds it."""
+    if layout.permuted:
+        x = x.index_select(1, weight[3])
     out = x.new_empty((x.shape[0], layout.n))
     piece = max(BLOCK_ROWS, WORKSPACE_BYTES // (layout.k * x.element_size()) // BLOCK_ROWS * BLOCK_ROWS)
     buffer = x.new_empty(min(piece, layout.padded_n) * layout.k)
@@ -53,7 +55,7 @@ def dequantize_rows(out: Tensor, layout: Layout, weight: Sequence[Tensor], start
     function = get_function(device, "dequantize.cu", "zigzag_dequantize", macros, _THREADS)
     columns_per_block = _THREADS // layout.words_per_block
     rows = out.shape[1]
-    parameters = DequantizeArguments(
+    parameters = Parameters(
         (weight[0].data_ptr(), weight[1].data_ptr(), weight[2].data_ptr() if axis_in else 0, out.data_ptr()),
         (layout.padded_n, layout.k, layout.band, start, rows),
     )

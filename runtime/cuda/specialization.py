@@ -7,7 +7,7 @@ import dataclasses
 
 from ..layout import Layout, round_up
 from .arguments import Arguments
-from .formats import FORMAT_BYTES
+from .formats import FORMAT_BYTES, NONE
 
 STEP = 16
 """Columns of one tensor-core step; a group of the active list starts at a multiple of it."""
@@ -31,6 +31,7 @@ class WeightKind:
     Attributes:
         bits, scale_axis, group_size, zero_kind: as in `Layout`; group_size is `OUT_GROUP` for axis "out".
         scale_format, zero_format: codes of `formats`.
+        permuted: columns are stored in another order than the inputs.
     """
 
     bits: int
@@ -39,6 +40,7 @@ class WeightKind:
     scale_format: int
     zero_format: int
     zero_kind: int
+    permuted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +50,13 @@ class LaunchConfig:
     Attributes:
         row_warps: warps side by side along the rows of a tile.
         column_warps: warps that share the active list of a block.
-        blocks_per_sm: blocks that one multiprocessor holds at once; the grid is one wave.
+        blocks_per_sm: blocks of the grid, one wave, on a multiprocessor.
         depth: steps of 16 columns in flight per warp.
         chunk: most columns a block compacts at a time; cut down to what shared memory holds.
+        early: columns that a block asks L2 for before x is known.
+        early_dense: the same in a dense launch, which needs them all.
+        lockstep: warps side by side wait for each other at every step.
+        fetch: bytes that L2 reads at least, 128 or 256.
     """
 
     row_warps: int
@@ -58,6 +64,10 @@ class LaunchConfig:
     blocks_per_sm: int
     depth: int
     chunk: int = 4096
+    early: int = 0
+    early_dense: int = 0
+    lockstep: bool = False
+    fetch: int = 128
 
     @property
     def threads(self) -> int:
@@ -76,6 +86,8 @@ class Gemv:
     rows: int
     has_gate: bool = False
     activation: int = 0
+    in_tile: int = 1
+    """Rows of the tiles whose partial sums are x."""
 
     @property
     def tile(self) -> int:
@@ -93,8 +105,9 @@ class Gemv:
         staged = 32 if kind.scale_axis_out else groups * self.tile * scale_bytes
         reduced = config.column_warps * self.tile * self.rows * 4
         listed = self.rows * 4 * (config.chunk + entries) + entries * 2 + entries // STEP * 2
-        marks = config.chunk // 8 * 9 + self.rows * config.threads // 8
-        return round_up(max(staged, reduced) + reduced + listed + marks + 192, 16)
+        gathers = config.chunk // 2 if self.x_format == NONE else 0
+        marks = config.chunk // 8 * 5 + self.rows * config.threads // 8
+        return round_up(max(staged, reduced) + reduced + listed + gathers + marks + 192, 16)
 
     @property
     def macros(self) -> dict[str, int]:
@@ -117,6 +130,11 @@ class Gemv:
             "BLOCKS_PER_SM": config.blocks_per_sm,
             "CHUNK": config.chunk,
             "DEPTH": config.depth,
+            "PERMUTED": int(kind.permuted),
+            "EARLY": config.early if self.sparse else config.early_dense,
+            "LOCKSTEP": int(config.lockstep),
+            "FETCH": config.fetch,
+            "IN_TILE": self.in_tile,
             "SHARED_BYTES": self.shared_bytes,
             "ARGUMENT_BYTES": ctypes.sizeof(Arguments),
         }

@@ -47,6 +47,7 @@ DEVICE void prefetch_scales(const Arguments& a, const Piece& p) {
   constexpr int SCALE_LINES = div_up(TILE * format_bytes(SCALE_FORMAT), 128);
   constexpr int ZERO_LINES = div_up(TILE * format_bytes(ZERO_FORMAT), 128);
   const int lines = groups_of(p) * (SCALE_LINES + ZERO_LINES);
+#pragma unroll 1
   for (int i = threadIdx.x; i < lines; i += THREADS) {
     const int group = i / (SCALE_LINES + ZERO_LINES), line = i % (SCALE_LINES + ZERO_LINES);
     const bool zero = line >= SCALE_LINES;
@@ -58,26 +59,21 @@ DEVICE void prefetch_scales(const Arguments& a, const Piece& p) {
   }
 }
 
-template <int FORMAT>
-DEVICE void stage(u8* to, const void* from, const Arguments& a, const Piece& p, int after) {
-  constexpr int BYTES = format_bytes(FORMAT), PIECES = TILE * BYTES / 16;
+// Starts the copies of a piece's scales, `after` groups into the staged ones.
+DEVICE void stage_scales(Shared& s, const Arguments& a, const Piece& p, int after) {
+  constexpr int SCALE_BYTES = format_bytes(SCALE_FORMAT), SCALE_PIECES = TILE * SCALE_BYTES / 16;
+  constexpr int ZERO_BYTES = format_bytes(ZERO_FORMAT), ZERO_PIECES = TILE * ZERO_BYTES / 16;
+  const Weight& w = a.weights[p.tile.weight];
   constexpr int IDLE = WARPS == 1 ? 0 : 32;  // the first warp is elsewhere
-  for (int i = threadIdx.x - IDLE; i < groups_of(p) * PIECES; i += THREADS - IDLE) {
-    const int group = i / PIECES, piece = i % PIECES;
-    if (piece * 16 < p.tile.rows * BYTES)
-      copy_16_to_shared(to + (after * PIECES + i) * 16,
-                        static_cast<const u8*>(from) + scale_offset(a, p.tile, first_group(p) + group) * BYTES + piece * 16);
-  }
-}
-
-DEVICE void stage_scales(Shared& s, const Arguments& a, const Piece& first, const Piece& second) {
-  const Weight& w = a.weights[first.tile.weight];
-  stage<SCALE_FORMAT>(s.staged, w.scale, a, first, 0);
-  stage<ZERO_FORMAT>(s.staged + STAGED_SCALE, w.zero, a, first, 0);
-  if (second.words) {
-    const Weight& v = a.weights[second.tile.weight];
-    stage<SCALE_FORMAT>(s.staged, v.scale, a, second, groups_of(first));
-    stage<ZERO_FORMAT>(s.staged + STAGED_SCALE, v.zero, a, second, groups_of(first));
+#pragma unroll 1
+  for (int i = threadIdx.x - IDLE; i < groups_of(p) * (SCALE_PIECES + ZERO_PIECES); i += THREADS - IDLE) {
+    const int group = i / (SCALE_PIECES + ZERO_PIECES), piece = i % (SCALE_PIECES + ZERO_PIECES);
+    const bool zero = piece >= SCALE_PIECES;
+    const int bytes = zero ? ZERO_BYTES : SCALE_BYTES, at = (zero ? piece - SCALE_PIECES : piece) * 16;
+    if (at < p.tile.rows * bytes)
+      copy_16_to_shared(s.staged + (zero ? STAGED_SCALE : 0) + (after + group) * TILE * bytes + at,
+                        static_cast<const u8*>(zero ? w.zero : w.scale) +
+                            scale_offset(a, p.tile, first_group(p) + group) * bytes + at);
   }
 }
 
@@ -188,6 +184,7 @@ DEVICE void accumulate(Shared& s, const Arguments& a, const Piece& first, const 
       if (step < end) {
         products.add(ring[d], parts, step, keep);
         if (step + DEPTH < end) load(ring[d], step + DEPTH);
+        keep_step(column_warp);
         const int group = s.step_group[step];
         if (++step == end || s.step_group[step] != group) {
           products.apply_scales(sums, s, group, row_warp, unscale);

@@ -24,7 +24,8 @@ struct Sums {
 };
 
 DEVICE void prefetch_scales(const Arguments&, const Piece&) {}
-DEVICE void stage_scales(Shared&, const Arguments&, const Piece&, const Piece&) {}
+DEVICE void stage_scales(Shared&, const Arguments&, const Piece&, int) {}
+DEVICE int groups_of(const Piece&) { return 1; }
 
 struct Records {
   uint4 column[4];
@@ -128,7 +129,7 @@ struct Source {
     block_exists = row_warp * WARP_ROWS + g % 2 * BLOCK_ROWS < t.rows;
     const int per_band = div_up(w.band, 256);  // records of a column in full bands; the last one may hold fewer
     const int per_column = div_up(t.band_start + t.band_rows, 256) - first_record;
-    records = static_cast<const u8*>(w.scale) + 16 * ((u64)(t.band_start / w.band) * per_band * a.k +
+    records = static_cast<const u8*>(w.scale) + 16 * ((u64)t.band * per_band * a.k +
                                                       (u64)p.first_column() * per_column + row / 256 - first_record);
     record_stride = 16 * per_column;
     nibble = 4 * (row / 128 % 2 * 4 + g / 2);
@@ -167,6 +168,7 @@ DEVICE void accumulate(Shared& s, const Arguments& a, const Piece& first, const 
         if (step < stop) {
           products.add(ring[d], record_ring[d], s.entries[0], step, from.nibble, keep);
           if (step + DEPTH < stop) load(ring[d], record_ring[d], step + DEPTH);
+          keep_step(column_warp);
           ++step;
         }
       }

@@ -70,10 +70,26 @@ DEVICE float activate(float v) {
   return KIND == RELU ? r : r * r;
 }
 
-// Weights are read once: past L1, so that it keeps what is shared.
+// A divisor and what replaces the division: q = n / value for 0 <= n < 2^31. Mirrored by arguments.Divider.
+struct Divider {
+  int value;
+  u32 multiplier;
+  int shift;
+};
+DEVICE int divide(int n, const Divider& d) { return d.value == 1 ? n : int(__umulhi(u32(n), d.multiplier) >> d.shift); }
+
+// Weights are read once: past L1, so that it keeps what is shared. FETCH, where a kernel has it, is what L2 reads at
+// least: a warp's 128 bytes of a column, or those of its neighbour too.
+#ifndef FETCH
+#define FETCH 128
+#endif
 DEVICE uint4 load_streaming(const void* address) {
   uint4 v;
+#if FETCH == 256
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+#else
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+#endif
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(address));
   return v;
@@ -133,14 +149,12 @@ struct Weight {
   const void* scale;
   const void* zero;
   const void* bias;
+  const int* perm;  // input of each column, where columns are stored in another order
   void* out;
   int n;
   int padded_n;
   int band;
   int first_tile;
   int bias_format;
-  int reserved;
-
-  // Rows [start, start + rows) of the band that holds an index in units of `per_band` tiles.
-  DEVICE int band_rows(int start) const { return min(band, padded_n - start); }
+  Divider band_tiles;  // tiles of a band
 };

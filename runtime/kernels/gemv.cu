@@ -12,8 +12,9 @@
 // two fp16 parts that hold 22 bits; sums are fp32.
 //
 // Macros: BITS, SCALE_AXIS_OUT, GROUP, SCALE_FORMAT, ZERO_FORMAT, ZERO_KIND, X_FORMAT (NONE: x is the activated middle
-// of an MLP, given as partial sums), HAS_GATE, ACTIVATION, OUT_FORMAT (of zigzag_combine), SPARSE, ROWS,
-// ROW_WARPS, COLUMN_WARPS, BLOCKS_PER_SM, CHUNK, DEPTH, SHARED_BYTES, ARGUMENT_BYTES.
+// of an MLP, given as partial sums), HAS_GATE, ACTIVATION, OUT_FORMAT (of zigzag_combine), SPARSE, PERMUTED,
+// ROWS, ROW_WARPS, COLUMN_WARPS, BLOCKS_PER_SM, CHUNK, DEPTH, EARLY, LOCKSTEP, FETCH, IN_TILE (rows of the tiles that made the
+// middle), SHARED_BYTES, ARGUMENT_BYTES.
 #include "common.cuh"
 
 struct Arguments {
@@ -31,15 +32,15 @@ struct Arguments {
   int k;
   int rows;
   int per_channel;  // 1: a threshold per entry
-  int in_tiles;     // tiles of the producing launch, all weights
-  int in_up_tile;   // first tile of up in it
+  int in_up_tile;   // first tile of up in the launch that made the middle
   int in_blocks;    // its grid
   int in_words;     // its columns a tile, in words of 32
-  int in_tile;      // rows of its tiles
-  int gate_band;    // tiles are cut inside bands
-  int up_band;
-  int blocks;       // the grid of zigzag_gemv, for zigzag_combine
-  int reserved;
+  Divider in_all_words;  // of all its tiles
+  Divider gate_band;     // tiles are cut inside bands
+  Divider up_band;
+  Divider words;         // columns of a tile, in words of 32
+  Divider all_words;     // of all tiles
+  Divider blocks;        // the grid of zigzag_gemv
 };
 static_assert(sizeof(Arguments) == ARGUMENT_BYTES, "the Python side packs another struct");
 
@@ -74,6 +75,7 @@ static_assert(CHUNK % 32 == 0 && CHUNK < 65535, "columns of a chunk are 16-bit")
 
 struct Tile {
   int weight;
+  int band;
   int band_start;
   int band_rows;
   int row;       // first row inside the band
@@ -130,11 +132,11 @@ DEVICE Tile find_tile(const Arguments& a, int tile) {
   if (a.num_weights > 1 && tile >= a.weights[1].first_tile) t.weight = 1;
   if (a.num_weights > 2 && tile >= a.weights[2].first_tile) t.weight = 2;
   const Weight& w = a.weights[t.weight];
-  const int local = tile - w.first_tile, per_band = div_up(w.band, TILE);
-  const int band = local / per_band;
-  t.band_start = band * w.band;
+  const int local = tile - w.first_tile;
+  t.band = divide(local, w.band_tiles);
+  t.band_start = t.band * w.band;
   t.band_rows = min(w.band, w.padded_n - t.band_start);
-  t.row = (local - band * per_band) * TILE;
+  t.row = (local - t.band * w.band_tiles.value) * TILE;
   t.rows = min(TILE, t.band_rows - t.row);
   return t;
 }
@@ -191,6 +193,12 @@ DEVICE u32 take_field(u32 halves, int f) {
 // What brings a sum of field f back to whole codes: 2^(24 - bit offset).
 DEVICE constexpr float field_unit(int f) { return float(1u << (24 - f % FIELDS_PER_BYTE * BITS)); }
 
+// Keeps the row warps of a column warp on the same step, so that they ask memory for neighbouring pieces together.
+DEVICE void keep_step(int column_warp) {
+  if (LOCKSTEP && ROW_WARPS > 1 && COLUMN_WARPS < 16)
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + column_warp), "n"(32 * ROW_WARPS) : "memory");
+}
+
 #if SCALE_AXIS_OUT
 #include "columns_out.cuh"
 #else
@@ -201,6 +209,7 @@ DEVICE constexpr float field_unit(int f) { return float(1u << (24 - f % FIELDS_P
 DEVICE void publish(const Arguments& a, const float* reduced, int tile) {
   float4* slot = reinterpret_cast<float4*>(a.partials) + (long long)(blockIdx.x + tile) * QUADS;
   const float4* sums = reinterpret_cast<const float4*>(reduced);
+#pragma unroll 1
   for (int quad = threadIdx.x; quad < QUADS; quad += THREADS) {
     float4 sum = sums[quad];
 #pragma unroll
@@ -212,9 +221,27 @@ DEVICE void publish(const Arguments& a, const float* reduced, int tile) {
   }
 }
 
+// Asks L2 for the first EARLY columns of the block's share before the previous kernel is done and the active ones are
+// known: memory would be idle. As with the scales, a prefetch returns no data, so it is safe.
+DEVICE void prefetch_codes(const Arguments& a, const Piece& first, const Piece& second) {
+  constexpr int LINES = TILE * BITS / 8 / 128;  // of a column
+  const int words = first.words + second.words;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < EARLY * LINES; i += THREADS) {
+    const int line = i % LINES, column = i / LINES;  // spread over the places where the column warps start
+    const int at = words * 32 * (column % COLUMN_WARPS) / COLUMN_WARPS + column / COLUMN_WARPS;
+    if (at >= words * 32) continue;
+    const Tile& t = (at / 32 < first.words ? first : second).tile;
+    const int v = virtual_word(first, second, at / 32) * 32 + at % 32;
+    if (!exists(v, a.k) || line * 128 >= t.rows * BITS / 8) continue;
+    prefetch_l2(static_cast<const u8*>(a.weights[t.weight].codes) +
+                ((u64)t.band_start * a.k + (u64)column_of(v) * t.band_rows + t.row) * BITS / 8 + line * 128);
+  }
+}
+
 // The pieces of the next pass over [at, end); two threads, one piece each.
-DEVICE void cut_pieces(Shared& s, const Arguments& a, int at, int end, int words) {
-  const int i = threadIdx.x, index = at / words, word = at - index * words;
+DEVICE void cut_pieces(Shared& s, const Arguments& a, int at, int end) {
+  const int i = threadIdx.x, index = divide(at, a.words), words = a.words.value, word = at - index * words;
   const int left = min(words - word, end - at), taken = min(left, CHUNK_WORDS);
   const int rest = taken == left ? min(words, end - at - taken) : 0;  // of the next tile
   const int more = min(rest, CHUNK_WORDS - taken);
@@ -230,9 +257,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 zigzag_gemv(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(16) u8 shared_bytes[];
   Shared& s = *reinterpret_cast<Shared*>(shared_bytes);
-  const int words = words_of(a.k), all_words = words * a.num_tiles;
-  int at = start_of(blockIdx.x, all_words, gridDim.x);
-  const int end = start_of(blockIdx.x + 1, all_words, gridDim.x);
+  int at = start_of(blockIdx.x, a.all_words.value, a.blocks);
+  const int end = start_of(blockIdx.x + 1, a.all_words.value, a.blocks);
   const int row_warp = threadIdx.x / 32 % ROW_WARPS, column_warp = threadIdx.x / 32 / ROW_WARPS;
 
   launch_dependents();
@@ -242,23 +268,27 @@ zigzag_gemv(const __grid_constant__ Arguments a) {
   bool waited = false;
   while (at < end) {
     if (waited) __syncthreads();  // the last pass still reads its pieces, list and sums
-    if (threadIdx.x < 2) cut_pieces(s, a, at, end, words);
+    if (threadIdx.x < 2) cut_pieces(s, a, at, end);
     __syncthreads();
     at += first.words + second.words;
     if (!waited) {
-      prefetch_scales(a, first);
-      if (second.words) prefetch_scales(a, second);
-      prepare_gathers(s, a, first, second);
-      wait_for_previous_kernel();
-      waited = true;
-    } else {
-      prepare_gathers(s, a, first, second);
+#pragma unroll 1
+      for (int i = 0; i < 2; ++i)
+        if (s.pieces[i].words) prefetch_scales(a, s.pieces[i]);
+      if (EARLY) prefetch_codes(a, first, second);
     }
+    prepare_gathers(s, a, first, second);
+    if (!waited) wait_for_previous_kernel();
+    waited = true;
     predict(s, a, first, second);
     __syncthreads();
     // While one warp finds the places, the others fetch the scales.
     if (threadIdx.x < 32) find_places(s, first, second);
-    if (WARPS == 1 || threadIdx.x >= 32) stage_scales(s, a, first, second);
+    if (WARPS == 1 || threadIdx.x >= 32) {
+#pragma unroll 1
+      for (int i = 0; i < 2; ++i)
+        if (s.pieces[i].words) stage_scales(s, a, s.pieces[i], i ? groups_of(first) : 0);
+    }
     float scale[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
@@ -292,15 +322,16 @@ extern "C" __global__ void __launch_bounds__(COMBINED_ROWS * COMBINE_PARTS)
 zigzag_combine(const __grid_constant__ Arguments a) {
   __shared__ float parts[COMBINE_PARTS][COMBINED_ROWS];
   const int index = blockIdx.x * COMBINED_ROWS / TILE, row = blockIdx.x * COMBINED_ROWS % TILE + threadIdx.x % COMBINED_ROWS;
-  const int part = threadIdx.x / COMBINED_ROWS, words = words_of(a.k), r = blockIdx.y;
-  const int first = owner(index * words, a.num_tiles * words, a.blocks);
-  const int count = owner((index + 1) * words - 1, a.num_tiles * words, a.blocks) - first + 1;
+  const int part = threadIdx.x / COMBINED_ROWS, words = a.words.value, r = blockIdx.y;
+  const int first = owner(index * words, a.all_words, a.blocks.value);
+  const int count = owner((index + 1) * words - 1, a.all_words, a.blocks.value) - first + 1;
   const Tile t = find_tile(a, index);
   const int begin = count * part / COMBINE_PARTS, end = count * (part + 1) / COMBINE_PARTS;
   const float* from = a.partials + ((long long)(first + index) * ROWS + r) * TILE + row;
   launch_dependents();
   wait_for_previous_kernel();
   float sum = 0.0f;
+#pragma unroll 1
   for (int c = begin; c < end; c += 12) {
     float v[12];
 #pragma unroll

@@ -1,12 +1,6 @@
 // Predict: which columns of a tile are active, and the list of them that the block's warps share.
 #pragma once
 
-// Virtual columns of a tile, in words of 32.
-DEVICE int words_of(int k) {
-  const int groups = div_up(k, GROUP);
-  return (groups - 1) * GROUP_WORDS + div_up(k - (groups - 1) * GROUP, 32);
-}
-
 DEVICE int column_of(int v) { return GROUP == GROUP_PADDED ? v : v / GROUP_PADDED * GROUP + v % GROUP_PADDED; }
 
 DEVICE int Piece::first_column() const { return column_of(word * 32); }
@@ -16,9 +10,9 @@ DEVICE bool exists(int v, int k) {
 }
 
 // Word `p` of the flat space belongs to the block that this returns; block b starts at words * b / blocks.
-// The launcher refuses a space where the products would leave 32 bits; 64-bit divisions cost several times more.
-DEVICE int owner(int p, int words, int blocks) { return ((u32(p) + 1) * u32(blocks) - 1) / u32(words); }
-DEVICE int start_of(int block, int words, int blocks) { return u32(words) * u32(block) / u32(blocks); }
+// The launcher refuses a space where the products would leave 31 bits.
+DEVICE int owner(int p, const Divider& words, int blocks) { return divide((p + 1) * blocks - 1, words); }
+DEVICE int start_of(int block, int words, const Divider& blocks) { return divide(words * block, blocks); }
 
 // Word of a tile that is the `word`-th of a pass.
 DEVICE int virtual_word(const Piece& first, const Piece& second, int word) {
@@ -27,12 +21,12 @@ DEVICE int virtual_word(const Piece& first, const Piece& second, int word) {
 
 #if X_FORMAT == 4
 // Where the parts of a row of the middle lie: the first, as an index of floats, and how many.
-DEVICE int2 parts_of(const Arguments& a, int first_tile, int band_size, int row) {
-  const int per_band = div_up(band_size, a.in_tile), band = row / band_size, in_band = row - band * band_size;
-  const int tile = first_tile + band * per_band + in_band / a.in_tile;
-  const int words = a.in_tiles * a.in_words, first = owner(tile * a.in_words, words, a.in_blocks);
-  return make_int2((first + tile) * a.in_tile + in_band % a.in_tile,
-                   owner((tile + 1) * a.in_words - 1, words, a.in_blocks) - first + 1);
+DEVICE int2 parts_of(const Arguments& a, int first_tile, const Divider& band_size, int row) {
+  const int per_band = div_up(band_size.value, IN_TILE), band = divide(row, band_size), in_band = row - band * band_size.value;
+  const int tile = first_tile + band * per_band + in_band / IN_TILE;
+  const int first = owner(tile * a.in_words, a.in_all_words, a.in_blocks);
+  return make_int2((first + tile) * IN_TILE + in_band % IN_TILE,
+                   owner((tile + 1) * a.in_words - 1, a.in_all_words, a.in_blocks) - first + 1);
 }
 
 DEVICE int4 gather_of(const Arguments& a, int k) {
@@ -46,12 +40,13 @@ DEVICE float load_middle(const Arguments& a, const int4& gather, int lane, int k
   const float *gate_from = a.in_partials + gather.x + lane, *up_from = a.in_partials + gather.z + lane;
   float gate = 0.0f, up = 0.0f;
   // Eight loads each under way at a time, also where fewer are left: their latency is all that this costs.
+#pragma unroll 1
   for (int b = 0; b < max(gather.y, gather.w); b += 8) {
     float gate_part[8], up_part[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      gate_part[i] = b + i < gather.y ? __ldcg(gate_from + (b + i) * a.in_tile) : 0.0f;
-      up_part[i] = b + i < gather.w ? __ldcg(up_from + (b + i) * a.in_tile) : 0.0f;
+      gate_part[i] = b + i < gather.y ? __ldcg(gate_from + (b + i) * IN_TILE) : 0.0f;
+      up_part[i] = b + i < gather.w ? __ldcg(up_from + (b + i) * IN_TILE) : 0.0f;
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) gate += gate_part[i], up += up_part[i];
@@ -63,16 +58,26 @@ DEVICE float load_middle(const Arguments& a, const int4& gather, int lane, int k
 }
 
 // 32 columns of a word are 32 rows of one tile of the middle's producer, unless groups are padded inside words.
-constexpr bool GATHER_BY_WORD = GROUP == GROUP_PADDED;
+constexpr bool GATHER_BY_WORD = GROUP == GROUP_PADDED && !PERMUTED;
 #endif
 
 // Works out, before the previous kernel is done, where the pass will find its x.
 DEVICE void prepare_gathers(Shared& s, const Arguments& a, const Piece& first, const Piece& second) {
 #if X_FORMAT == 4
   if (!GATHER_BY_WORD) return;
+#pragma unroll 1
   for (int word = threadIdx.x; word < first.words + second.words; word += THREADS)
     s.gathers[word] = gather_of(a, virtual_word(first, second, word) * 32);
   __syncthreads();
+#endif
+}
+
+// The input that a column takes: the columns of a permuted weight are stored in another order.
+DEVICE int input_of(const Arguments& a, const Piece& p, int column) {
+#if PERMUTED
+  return __ldg(a.weights[p.tile.weight].perm + column);
+#else
+  return column;
 #endif
 }
 
@@ -99,30 +104,29 @@ constexpr int AT_ONCE = 2;  // words of x that a warp waits for together
 
 // Reads the entries of both pieces and marks the active ones: s.x, s.masks, and the largest magnitude of each warp.
 DEVICE void predict(Shared& s, const Arguments& a, const Piece& first, const Piece& second) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, words = first.words + second.words;
+  const float threshold = SPARSE && !a.per_channel ? __ldg(a.threshold) : 0.0f;
   u32 largest[ROWS];
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) largest[r] = 0;
-  const int words = first.words + second.words;
-  for (int block = 0; block < words; block += AT_ONCE * WARPS) {
-    float value[AT_ONCE][ROWS];
+#pragma unroll 1
+  for (int block = warp; block < words; block += AT_ONCE * WARPS) {
+    float value[AT_ONCE][ROWS], least[AT_ONCE];
     bool active[AT_ONCE];
 #pragma unroll
     for (int u = 0; u < AT_ONCE; ++u) {
-      const int word = block + u * WARPS + warp, v = virtual_word(first, second, word) * 32 + lane;
+      const int word = block + u * WARPS, v = virtual_word(first, second, word) * 32 + lane;
       active[u] = word < words && exists(v, a.k);
+      const int k = active[u] ? input_of(a, word < first.words ? first : second, column_of(v)) : 0;
+      least[u] = SPARSE && a.per_channel ? __ldg(a.threshold + k) : threshold;
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r)
-        value[u][r] = active[u] && r < a.rows ? load_x(s, a, r, word, column_of(v)) : 0.0f;
+      for (int r = 0; r < ROWS; ++r) value[u][r] = active[u] && r < a.rows ? load_x(s, a, r, word, k) : 0.0f;
     }
 #pragma unroll
     for (int u = 0; u < AT_ONCE; ++u) {
-      const int word = block + u * WARPS + warp;
+      const int word = block + u * WARPS;
       if (word >= words) break;
-#if SPARSE
-      const int k = column_of(virtual_word(first, second, word) * 32 + lane);
-      if (active[u]) active[u] = !(fabsf(value[u][0]) < __ldg(a.threshold + (a.per_channel ? k : 0)));
-#endif
+      if (SPARSE) active[u] = active[u] && !(fabsf(value[u][0]) < least[u]);
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {
         s.x[r][word * 32 + lane] = value[u][r];
@@ -178,6 +182,7 @@ DEVICE void put_entry(Shared& s, int at, int word, int lane, const float (&scale
 DEVICE void find_places(Shared& s, const Piece& first, const Piece& second) {
   const int lane = threadIdx.x, words = first.words + second.words;
   int base = 0, open = 0;  // list length so far, entries of the group that the next 32 words continue
+#pragma unroll 1
   for (int block = 0; block < words; block += 32) {
     const int word = block + lane, in_group = virtual_word(first, second, word) % GROUP_WORDS;
     const int count = word < words ? __popc(s.masks[word]) : 0;
@@ -204,6 +209,7 @@ DEVICE void find_places(Shared& s, const Piece& first, const Piece& second) {
 DEVICE void compact(Shared& s, const Piece& first, const Piece& second, const float (&scale)[ROWS]) {
   const int lane = threadIdx.x % 32, first_column = first.first_column(), first_group = first.word / GROUP_WORDS;
   const int first_groups = (first.word + first.words - 1) / GROUP_WORDS - first_group + 1;
+#pragma unroll 1
   for (int word = threadIdx.x / 32; word < first.words + second.words; word += WARPS) {
     const int4 place = s.places[word];  // of the word's entries, its group's start, entries so far, length if it ends
     const u32 mask = s.masks[word];
@@ -220,6 +226,7 @@ DEVICE void compact(Shared& s, const Piece& first, const Piece& second, const fl
       put_entry(s, place.y + place.z + lane, 0, -1, scale);
     }
     const int group = of_tile / GROUP_WORDS;
+#pragma unroll 1
     for (int step = lane; step < place.w / STEP; step += 32)
       s.step_group[place.y / STEP + step] = u16(in_first ? group - first_group : group + first_groups);
   }

@@ -24,12 +24,14 @@ def swiglu(m, x):
 def test_passes_in_the_order_they_run():
     assert [item.name for item in passes.PASSES] == [
         "collect_linears",
+        "pack_weight_leaves",
         "fuse_gated_mlp",
         "fuse_qkv",
         "count_linears",
+        "share_kv_heads",
         "verify_graph",
     ]
-    assert passes.OPTIONAL_PASSES == ("fuse_gated_mlp", "fuse_qkv")
+    assert passes.OPTIONAL_PASSES == ("pack_weight_leaves", "fuse_gated_mlp", "fuse_qkv", "share_kv_heads")
 
 
 def test_every_pass_is_a_file_of_its_name_with_a_docstring():
@@ -49,9 +51,11 @@ def test_counts_per_pass():
     context = passes.run(capture(packed_block(swiglu), one_row()))
     assert context.counts == {
         "collect_linears": 3,
+        "pack_weight_leaves": 0,
         "fuse_gated_mlp": 1,
         "fuse_qkv": 0,
         "count_linears": 0,
+        "share_kv_heads": 0,
         "verify_graph": 1,
     }
 

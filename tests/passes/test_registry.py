@@ -87,7 +87,7 @@ def test_wrong_registrations():
     def fuse_qkv(gm, context):
         return 0
 
-    with pytest.raises(PassError, match="there is no pass 'fuse_kqv'; the list is collect_linears, fuse_gated_mlp"):
+    with pytest.raises(PassError, match="there is no pass 'fuse_kqv'; the list is collect_linears, pack_weight_leaves"):
         passes.register_pass(before="fuse_kqv")(fuse_qkv)
     with pytest.raises(PassError, match="there is a pass 'fuse_qkv' already"):
         passes.register_pass(before="count_linears")(fuse_qkv)

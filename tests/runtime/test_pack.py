@@ -150,3 +150,11 @@ def test_a_permutation_comes_back_and_survives_repacking(band):
     assert torch.equal(again.dequantize(), weight.dequantize())
     with pytest.raises(ZigpassError, match=r"perm of .* has shape \(69,\), expected \(70,\)"):
         PackedWeight(packed.layout, (*packed.tensors[:3], perm[:69]))
+
+
+def test_column_scales_that_the_kernels_cannot_hold_are_refused():
+    weight = random_weight(300, 8, 4, "out")
+    weight.scales.d.fill_(9.0)
+    weight.scales.scale6.fill_(63)
+    with pytest.raises(ZigpassError, match=r"a column scale is 567, the kernels take up to 512"):
+        pack(weight)

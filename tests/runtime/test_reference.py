@@ -45,6 +45,25 @@ def test_an_entry_equal_to_the_threshold_is_active_and_nan_stays():
     assert torch.equal(reference.mask_inactive(x[:3], torch.zeros(1)), x[:3])
 
 
+def test_a_count_keeps_the_largest_entries_of_each_row_and_the_first_of_equal_ones():
+    x = torch.tensor([[1.0, -3.0, 2.0, -2.0, 0.0], [0.0, 0.0, 0.0, 5.0, 0.0]])
+    mask = reference.inactive(x, torch.tensor([2], dtype=torch.int32))
+    assert (~mask).int().tolist() == [[0, 1, 1, 0, 0], [1, 0, 0, 1, 0]]
+    assert reference.inactive(x, torch.tensor([0], dtype=torch.int32)).all()
+    assert not reference.inactive(x, torch.tensor([5], dtype=torch.int32)).any()
+    masked = reference.mask_inactive(torch.tensor([float("nan"), 3.0, 4.0]), torch.tensor([2], dtype=torch.int32))
+    assert masked[0].isnan()
+    assert masked[1:].tolist() == [0.0, 4.0]
+
+
+def test_a_count_has_no_cuda_kernel_and_says_so():
+    _, tensors, spec = packed(20, 40)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(1, 40, device="cuda")
+        with pytest.raises(ZigpassError, match=r"\(top-k\) has no CUDA kernel yet; calibrate with selection"):
+            ops.check_linear(x, tensors, torch.tensor([3], dtype=torch.int32), spec)
+
+
 def test_qkv_is_several_linears():
     weights = [packed(n, 40, seed) for seed, n in enumerate((20, 8, 8))]
     x = torch.randn(1, 40)
@@ -97,14 +116,3 @@ def test_permuted_columns_and_their_thresholds_stay_in_the_order_of_x():
     torch.testing.assert_close(y, weight.dequantize()[:, :21].sum(1)[None])
     with pytest.raises(ZigpassError, match=r"perm of .* is torch.int64"):
         ops.check_linear(x, [*result.tensors[:3], perm.long()], None, result.layout.spec)
-
-
-def test_permuted_columns_have_no_cuda_kernel():
-    weight = random_weight(20, 40, 4, "in")
-    weight = QuantizedWeight(weight.codes, 4, weight.scales, torch.arange(40, dtype=torch.int32))
-    packed = pack(weight)
-    with FakeTensorMode():
-        tensors = [torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda") for tensor in packed.tensors]
-        x = torch.empty(1, 40, device="cuda")
-        with pytest.raises(ZigpassError, match="have no CUDA kernel yet; run it on the CPU"):
-            torch.ops.zigpass.linear(x, tensors, None, None, packed.layout.spec)

@@ -30,6 +30,15 @@ def test_the_ratio_is_to_the_best_peer() -> None:
     assert row["activations"] == "float32"
 
 
+def test_several_rows_are_compared_with_two_other_ways(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(bench_cpu, "SEVERAL_ROWS", (2, 40))
+    for axis in bench_cpu.AXES:
+        for rows, row in zip((2, 40), bench_cpu.several_rows(128, 256, axis, seconds=0.01), strict=True):
+            assert (row["shape"], row["scale_axis"], row["rows"]) == ("128x256", axis, rows)
+            best = min(row["pieces_us"]["median"], row["torch_us"]["median"])
+            assert row["ratio"] == round(best / row["zigpass_us"]["median"], 2)
+
+
 def test_a_quick_run_writes_json(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(bench_cpu, "SMALL", ((128, 256),))
     monkeypatch.setattr(bench_cpu, "MOST_COPIES", 3)

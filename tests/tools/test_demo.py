@@ -1,10 +1,14 @@
+import dataclasses
 import io
+import json
+import subprocess
 
 import torch
 from rich.console import Console
 
 from zigpass.evaluate import Quality
 from zigpass.generate import Generation
+from zigpass.tools import demo_llama
 from zigpass.tools.demo import DemoResult, show, topics
 
 
@@ -39,7 +43,31 @@ def test_the_report_shows_every_number():
     result = DemoResult(slow, fast, "dense text", "sparse [text]", quality, 2_000_000, 1_250_000)
     show(Console(file=out, width=100), result, 0.5)
     shown = out.getvalue()
+    assert "llama.cpp" not in shown
+    show(Console(file=out, width=100), dataclasses.replace(result, llama_cpp_speed=123.4), 0.5)
+    assert "123.4" in out.getvalue()
     for part in ("dense text", "sparse [text]", "10.0", "20.0", "2,000,000", "1,250,000", "11.50", "13.25"):
         assert part in shown, part
     for part in ("0.125 ± 0.01", "75.0%", "50.0%", "40.0%", "60.0%", "70.0%"):
         assert part in shown, part
+
+
+def test_a_crash_of_llama_cpp_is_tried_again_without_its_own_layouts(monkeypatch, tmp_path):
+    seen = []
+
+    def run(command, **_):
+        *_, repack = json.loads(command[-1])
+        seen.append(repack)
+        return subprocess.CompletedProcess(command, -11 if repack else 0, "15.5\n", "")
+
+    monkeypatch.setattr(demo_llama.subprocess, "run", run)
+    assert demo_llama.llama_cpp_speed(tmp_path / "model.gguf", [1, 2], 8, 1) == 15.5
+    assert seen == [True, False]
+
+
+def test_llama_cpp_that_never_works_gives_nothing(monkeypatch, tmp_path):
+    def run(command, **_):
+        raise subprocess.TimeoutExpired(command, 1)
+
+    monkeypatch.setattr(demo_llama.subprocess, "run", run)
+    assert demo_llama.llama_cpp_speed(tmp_path / "model.gguf", [1, 2], 8, 1) is None

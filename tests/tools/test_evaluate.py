@@ -1,37 +1,26 @@
 """`zigpass evaluate` and `zigpass calibrate` on a tiny model in a Hugging Face folder."""
 
 import json
+import shutil
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.models import quantized_tiny_llama, random_tokens, tiny_llama
+from tests.models import WORDS, quantized_tiny_llama, random_tokens
 from zigpass.cli import app
+from zigpass.load_packed import from_pretrained
 from zigpass.runtime import ZigpassError
+from zigpass.save import save_pretrained
 from zigpass.sites import find_sites
 from zigpass.thresholds import Thresholds
 from zigpass.tools.load_model import load_model
 from zigpass.tools.measure_quality import Measurement, lead, measure_quality
 
 WIDE = {"COLUMNS": "200"}  # so that the tables are not wrapped
-WORDS = [f"w{index}" for index in range(97)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A float Llama with a tokenizer of 97 words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_llama().save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0").save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -77,6 +66,19 @@ def test_calibrate_writes_thresholds_that_fit(folder, text, tmp_path):
     assert {site.kind for site in find_sites(model).values() if float(site.threshold) > 0} == {"mlp_in"}
 
 
+def test_calibrate_writes_counts(folder, text, tmp_path):
+    output = tmp_path / "found.safetensors"
+    options = ("--bits", 4, "--group-size", 32, "--calibration", text, "--allocation", "uniform")
+    result = invoke("calibrate", folder, *options, "--sparsity", 0.25, "--selection", "top_k", "--output", output)
+    assert result.exit_code == 0
+    model = quantized_tiny_llama()
+    Thresholds.load(output).apply(model)
+    assert {int(site.threshold) for site in find_sites(model).values()} == {48, 72}  # of 64 and 96 entries
+    save_pretrained(model, tmp_path / "saved")
+    again = find_sites(from_pretrained(tmp_path / "saved"))
+    assert all(torch.equal(again[name].threshold, site.threshold) for name, site in find_sites(model).items())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -95,8 +97,27 @@ def test_unusable_options_fail_before_anything_is_loaded(monkeypatch, arguments,
 def test_models_that_cannot_be_loaded(folder, tmp_path):
     with pytest.raises(ZigpassError, match="a float model; say how to quantize it"):
         load_model(folder)
-    with pytest.raises(ZigpassError, match=r"none: neither a GGUF file nor a folder with a config.json"):
+    with pytest.raises(ZigpassError, match=r"none: no such file or folder"):
         load_model(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ZigpassError, match=r"empty: neither a GGUF file nor a folder with a config.json"):
+        load_model(tmp_path / "empty")
+
+
+def test_a_model_in_the_hub_cache_goes_by_its_id(folder, text, tmp_path, monkeypatch):
+    cached = tmp_path / "hub" / "models--owner--tiny"
+    shutil.copytree(folder, cached / "snapshots" / "0123abcd")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123abcd")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    result = invoke(
+        "evaluate", "owner/tiny", "--bits", 4, "--group-size", 32, "--text", text, "--calibration", text,
+        "--windows", 2, "--window", 64, "--sparsity", 0.3, "--allocation", "uniform",
+    )  # fmt: skip
+    assert result.exit_code == 0
+    assert "tiny" in result.output
+    with pytest.raises(ZigpassError, match=r"owner/other: .* no model of this id in the local hub cache; fetch it"):
+        load_model(Path("owner/other"))
 
 
 def test_lm_eval_gets_the_sparse_model(monkeypatch):
@@ -145,13 +166,15 @@ def measure(model, targets, combinations, **kwargs):
 
 
 def test_rows_are_compared_window_by_window(tmp_path):
-    found = measure(quantized_tiny_llama(), [0.3, 0.6], [("magnitude", "uniform"), ("column_norm", "uniform")])
+    rules = ("magnitude", "column_norm", "top_k")
+    found = measure(quantized_tiny_llama(), [0.3, 0.6], [(rule, "uniform") for rule in rules])
     low, high, *_ = found.rows
     mean, error = lead(low, high)
     assert mean == pytest.approx(high.kl - low.kl)
     differences = torch.tensor(high.window_kls) - torch.tensor(low.window_kls)
     assert error == pytest.approx(float(differences.std() / 3**0.5))
-    assert {row.rule for row in found.rows} == {"magnitude", "column_norm"}
+    assert [row.rule for row in found.rows] == [rule for rule in rules for _ in range(2)]
+    assert all(row.worst_site < 0.01 for row in found.rows if row.rule == "top_k")  # one entry of 64 or 96
     found.save(tmp_path / "found.json")
     assert json.loads((tmp_path / "found.json").read_text())["rows"][0]["target"] == 0.3
     assert Measurement.load(tmp_path / "found.json") == found

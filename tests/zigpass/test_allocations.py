@@ -12,10 +12,14 @@ from zigpass.allocations.teal import STEP
 from zigpass.calibrate import budget_of, calibrate, find_thresholds
 from zigpass.calibration import Calibration
 from zigpass.config import ZigzagConfig
+from zigpass.decode_like import DecodeLike
+from zigpass.evaluate import evaluate
+from zigpass.observe import observe_sites, site_readers
 from zigpass.quantize import quantize_
 from zigpass.rules import RULES
 from zigpass.runtime import ZigpassError
-from zigpass.sites import find_sites
+from zigpass.sites import dense, find_sites
+from zigpass.thresholds import Thresholds
 
 TEXT = random_tokens(1200)
 OPTIONS = {"window": 96, "num_windows": 4, "progress": False}
@@ -147,7 +151,7 @@ def test_a_text_of_one_window_can_be_calibrated_uniformly_only():
     model = quantized_tiny_llama()
     with pytest.raises(ZigpassError, match="needs a text of at least two windows of 96 tokens"):
         calibrate(model, TEXT[:150], 0.5, **OPTIONS)
-    assert calibrate(model, TEXT[:150], 0.5, allocation="uniform", **OPTIONS).num_tokens == 64
+    assert calibrate(model, TEXT[:150], 0.5, allocation="uniform", **OPTIONS).num_tokens == 47
 
 
 def test_a_model_without_a_cache_can_be_calibrated_uniformly_only():
@@ -164,12 +168,12 @@ def test_a_model_without_a_cache_can_be_calibrated_uniformly_only():
         calibrate(model, TEXT, **OPTIONS)
     with pytest.raises(ZigpassError, match="mlp_in is in no repeated block of the model"):
         calibrate(model, TEXT, allocation="teal", **OPTIONS)
+    with pytest.raises(ZigpassError, match="Plain takes no past_key_values"):
+        calibrate(model, TEXT, allocation="uniform", recalibrate=True, **OPTIONS)
     assert calibrate(model, TEXT, allocation="uniform", **OPTIONS).sites.keys() == {"mlp_in"}
 
 
 def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    from zigpass.decode_like import DecodeLike
-
     model, path = uneven_llama(), tmp_path / "state.json"
     for site in find_sites(model).values():
         site.set_threshold(0.125)
@@ -196,19 +200,69 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, monkeypat
     assert all(start is None for start in calls[before:])
 
 
-def test_thresholds_can_be_found_again_on_sparse_activations():
-    own = calibration(uneven_llama())
-    uniform, rule = ALLOCATIONS["uniform"], RULES["magnitude"]
-    dense, sparse = (find_thresholds(own, uniform, rule, budget_of(own, 0.7), passes) for passes in (0, 1))
-    first = next(iter(own.sites))  # what reaches the first site depends on no threshold, only on which tokens count
-    assert float(sparse.sites[first].threshold) == pytest.approx(float(dense.sites[first].threshold), rel=0.1)
-    # Counted again with the thresholds found the first time, the sparse model meets each site's target exactly.
-    found = own.sparse_scores(rule, {name: site.threshold for name, site in dense.sites.items()})
-    for name, site in sparse.sites.items():
-        assert found[name].fraction_below(float(site.threshold)) == pytest.approx(0.7, abs=1e-6)
-    assert any(
-        abs(found[name].fraction_below(float(site.threshold)) - 0.7) > 0.01 for name, site in dense.sites.items()
+def test_thresholds_are_placed_on_activations_after_sparse_sites():
+    model = uneven_llama()
+
+    def realized(thresholds):
+        """On the calibration windows, as decoding sees them."""
+        below, total = dict.fromkeys(thresholds.sites, 0), dict.fromkeys(thresholds.sites, 0)
+
+        def count(site, x):
+            below[site.name] += int(site.inactive(x).sum())
+            total[site.name] += x.numel()
+
+        thresholds.apply(model)
+        for ids in calibration(model).windows:
+            run = DecodeLike(model, ids[None], 48)
+            with observe_sites(site_readers(model), count):
+                run.run()
+        return {name: below[name] / total[name] for name in total}
+
+    sparse, dense = (
+        calibrate(model, TEXT, 0.7, allocation="uniform", recalibrate=recalibrate, **OPTIONS)
+        for recalibrate in (True, False)
     )
+    for name, share in realized(sparse).items():
+        assert share == pytest.approx(0.7, abs=2e-3), name
+        assert sparse.sites[name].realized_sparsity == pytest.approx(0.7, abs=1e-6)
+    assert any(abs(share - 0.7) > 0.01 for share in realized(dense).values())
+
+
+@pytest.mark.parametrize("allocation", ["measured", "uniform"])
+def test_a_fixed_count_of_entries_instead_of_a_threshold(allocation, tmp_path):
+    model = uneven_llama()
+    thresholds = calibrate(model, TEXT, 0.4, allocation=allocation, selection="top_k", **OPTIONS)
+    for name, site in find_sites(model).items():
+        count = thresholds.sites[name].threshold
+        assert count.dtype == torch.int32
+        assert int(count) == pytest.approx(site.features * (1 - thresholds.sites[name].target_sparsity), abs=0.5)
+        assert thresholds.sites[name].realized_sparsity == 1 - int(count) / site.features
+        x = torch.randn(3, site.features, generator=torch.Generator().manual_seed(0))
+        assert (~site.inactive(x)).sum(-1).tolist() == [int(count)] * 3
+    thresholds.save(tmp_path / "counts.safetensors")
+    again = Thresholds.load(tmp_path / "counts.safetensors")
+    assert all(torch.equal(again.sites[name].threshold, site.threshold) for name, site in thresholds.sites.items())
+    quality = evaluate(model, TEXT, prefix=48, window=96, num_windows=2, progress=False)
+    assert quality.realized_sparsity == pytest.approx(
+        {name: site.realized_sparsity for name, site in thresholds.sites.items()}
+    )
+    ids = random_tokens(5, seed=3)[None]
+    decoded = DecodeLike(model, torch.cat([random_tokens(20)[None], ids], 1), 20).run()
+    with torch.no_grad():
+        cache = None
+        with dense(model):
+            cache = model(random_tokens(20)[None], use_cache=True).past_key_values
+        steps = []
+        for token in ids[0, :-1]:
+            output = model(token.view(1, 1), past_key_values=cache, use_cache=True)
+            steps.append(output.logits[0, -1].log_softmax(-1))
+    torch.testing.assert_close(decoded[0], torch.stack(steps), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("allocation", ["teal", "sensitivity"])
+def test_every_allocation_takes_counts(allocation):
+    thresholds = calibrate(uneven_llama(), TEXT, 0.4, allocation=allocation, selection="top_k", **OPTIONS)
+    assert all(site.threshold.dtype == torch.int32 for site in thresholds.sites.values())
 
 
 @pytest.mark.parametrize(
@@ -216,7 +270,8 @@ def test_thresholds_can_be_found_again_on_sparse_activations():
     [
         ({"allocation": "greedy"}, "allocation must be one of measured, uniform, teal, sensitivity, got 'greedy'"),
         ({"rule": "wina"}, "rule must be one of magnitude, column_norm, sensitivity, got 'wina'"),
-        ({"recalibrate": -1}, "recalibrate must be 0 or more"),
+        ({"selection": "k"}, "selection must be one of threshold, top_k, got 'k'"),
+        ({"selection": "top_k", "rule": "column_norm"}, "entries of largest magnitude; rule 'column_norm' cannot"),
         ({"sites": ["mlp"]}, "sites: 'mlp' fits no site"),
         ({"max_sparsity": 1.5}, "max_sparsity: .* must be at least 0 and below 1"),
     ],

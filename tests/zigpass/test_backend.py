@@ -50,15 +50,15 @@ def test_mode_is_understood():
 
 
 def test_one_line_is_logged_per_compile(caplog):
-    with caplog.at_level(logging.INFO, logger="zigpass.backend"):
+    with caplog.at_level(logging.INFO, logger="zigpass.compile_log"):
         compile_and_run(packed_block(swiglu), one_row())
-    (record,) = [record for record in caplog.records if record.name == "zigpass.backend"]
+    (record,) = [record for record in caplog.records if record.name == "zigpass.compile_log"]
     assert record.levelno == logging.INFO
-    assert record.getMessage().startswith("matched 1 gated_mlp; 0.0")
+    assert record.getMessage().startswith("matched 1 gated_mlp; 2 sites; 0.0")
 
 
 def test_log_of_a_prefill_graph_says_that_it_runs_dense(caplog):
-    with caplog.at_level(logging.INFO, logger="zigpass.backend"):
+    with caplog.at_level(logging.INFO, logger="zigpass.compile_log"):
         compile_and_run(packed_block(swiglu), torch.randn(1, 5, 64))
     assert "matched nothing" in caplog.text
     assert "3 packed linears run dense (more than one row, or an unknown number)" in caplog.text
@@ -98,7 +98,7 @@ def test_nothing_to_complain_about(rows):
 
 def test_pass_that_is_switched_off(caplog):
     block, x = packed_block(swiglu), one_row()
-    with caplog.at_level(logging.INFO, logger="zigpass.backend"):
+    with caplog.at_level(logging.INFO, logger="zigpass.compile_log"):
         out = compile_and_run(block, x, passes={"fuse_gated_mlp": False, "fuse_qkv": False})
     assert "matched 3 linear" in caplog.text
     torch.testing.assert_close(out, block(x), rtol=1e-5, atol=1e-5)
@@ -134,7 +134,7 @@ class Regions(nn.Module):
 @pytest.mark.parametrize("inner", ["eager", "inductor"])
 def test_subgraphs_are_rewritten_too(inner, caplog):
     model, x = Regions(), one_row()
-    with caplog.at_level(logging.INFO, logger="zigpass.backend"):
+    with caplog.at_level(logging.INFO, logger="zigpass.compile_log"):
         out = compile_and_run(model, x, inner=inner, require_match=True)
     with torch.no_grad():
         expected = x

@@ -79,12 +79,27 @@ def test_thresholds_change_what_decoding_computes():
     assert (dense[:, PROMPT:] - sparse[:, PROMPT:]).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("inner", ["eager", "inductor"])
+def test_a_fixed_count_of_entries_is_fused_and_can_be_changed(inner):
+    model = quantized_tiny_llama()
+    compiled = torch.compile(model, backend="zigpass", fullgraph=True, options={"inner": inner})
+    seen = []
+    for share in (0.5, 0.25):
+        for site in find_sites(model).values():
+            site.set_threshold(torch.tensor([int(site.features * share)], dtype=torch.int32))
+        with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=share != 0.5):
+            logits = decode(compiled, static_cache(model))
+            torch.testing.assert_close(logits, decode(model, static_cache(model)), rtol=1e-4, atol=1e-5)
+        seen.append(logits)
+    assert (seen[0][:, PROMPT:] - seen[1][:, PROMPT:]).abs().max() > 1e-2
+
+
 def test_every_mlp_and_every_projection_matches(caplog):
     model = quantized_tiny_llama(layers=3)
     compiled = torch.compile(model, backend="zigpass", fullgraph=True, options={"inner": "eager"})
-    with caplog.at_level(logging.INFO, logger="zigpass.backend"), torch.inference_mode():
+    with caplog.at_level(logging.INFO, logger="zigpass.compile_log"), torch.inference_mode():
         decode(compiled, static_cache(model))
-    prefill, decoding = [record.getMessage() for record in caplog.records if record.name == "zigpass.backend"]
+    prefill, decoding = [record.getMessage() for record in caplog.records if record.name == "zigpass.compile_log"]
     assert "matched nothing" in prefill
     assert "21 packed linears run dense" in prefill
     assert "matched 3 gated_mlp, 3 qkv, 3 linear" in decoding

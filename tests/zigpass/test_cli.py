@@ -3,8 +3,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from tests.gguf_files import write_llama
 from zigpass.cli import app, main
+from zigpass.tools.gguf_files import write_llama
 
 
 def test_env_reports_versions_as_json():
@@ -12,7 +12,15 @@ def test_env_reports_versions_as_json():
     assert result.exit_code == 0
     report = json.loads(result.stdout)
     assert {"torch", "numba"} <= report["packages"].keys()
-    assert {"cpu", "cores", "cuda_devices", "cache_folder"} <= report.keys()
+    assert {"cpu", "cores", "cuda_devices", "cache_folder", "cpu_kernels", "memory_gb"} <= report.keys()
+
+
+def test_env_names_the_variables_that_change_what_runs(monkeypatch):
+    monkeypatch.setenv("ZIGPASS_CACHE_DIR", "/elsewhere")
+    monkeypatch.setenv("SECRET_TOKEN", "hidden")
+    shown = CliRunner().invoke(app(), ["env"]).stdout
+    assert "ZIGPASS_CACHE_DIR=/elsewhere" in shown
+    assert "hidden" not in shown
 
 
 def test_env_is_readable():
@@ -38,5 +46,6 @@ def test_a_target_out_of_range_fails_before_any_work(tmp_path, monkeypatch):
 
 def test_help_lists_the_commands():
     result = CliRunner().invoke(app(), ["--help"])
-    assert "demo" in result.stdout
+    for name in ("demo", "inspect", "inspect-kernel", "make-repro", "plot"):
+        assert name in result.stdout
     assert "env" in result.stdout

@@ -10,13 +10,13 @@ from torch import nn
 from tests.models import quantized_tiny_llama
 from tests.passes import test_refusals
 from tests.passes.graphs import one_row, packed_block
-from tests.quantized_modules import GptqLinear, HqqLinear
 from zigpass.config import ZigzagConfig
 from zigpass.explain import explain
 from zigpass.linear import find_linears
 from zigpass.quantize import quantize_
 from zigpass.runtime import ZigpassError
 from zigpass.sites import find_sites
+from zigpass.tools.quantized_modules import GptqLinear, HqqLinear
 
 TOKEN = torch.tensor([[5]])
 
@@ -70,6 +70,7 @@ def unpacked_linears():
         "parametrized": parametrized,
         "offloaded": offloaded,
         "lora": LoraLayer(GptqLinear(16, 64)),
+        "float_lora": LoraLayer(nn.Linear(64, 16)),
         "empty": empty,
         "strange": type("QLinear", (nn.Module,), {"in_features": 64, "out_features": 16})(),
         "experts": Experts(),
@@ -85,6 +86,7 @@ NOTES = {
     "parametrized": "it has parametrizations (fake), which would be lost; remove them first",
     "offloaded": "accelerate moves its weights in and out (_hf_hook); load the model on one device instead",
     "lora.base_layer": "it is wrapped by the adapter LoraLayer; merge it (merge_and_unload) or remove it first",
+    "float_lora.base_layer": "it is wrapped by the adapter LoraLayer; merge it (merge_and_unload) or remove it first",
     "empty": "its weight has no data (device meta); load the weights first",
     "strange": "not a representation that zigpass knows; it stays as it is",
     "experts.down_proj": "3 experts in one parameter, of which the router picks some for each token: they run in float",
@@ -202,7 +204,8 @@ def test_calibration_is_where_targets_come_from():
 
 
 def test_quantized_layers_that_are_not_packed_are_counted():
-    assert "quantized but not packed: 7 linears; call zigpass.prepare" in str(explain(Mixed(), one_row()))
+    text = str(explain(Mixed(), one_row()))
+    assert "quantized but not packed: 7 linears; call zigpass.prepare, which packs once and frees their 0.01 MB" in text
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0])

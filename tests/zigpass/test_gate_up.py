@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from tests.quantized_modules import AwqLinear, GptqLinear
 from zigpass.config import ZigzagConfig
 from zigpass.float_linears import is_float_linear
 from zigpass.gate_up import GateUp
@@ -16,6 +15,7 @@ from zigpass.quantizers import quantize_weight
 from zigpass.replace import SiteRegistry
 from zigpass.save import save_pretrained
 from zigpass.sites import find_sites, site_kind, site_name
+from zigpass.tools.quantized_modules import AwqLinear, GptqLinear
 from zigpass.tools.tiny_models import tiny_model
 
 

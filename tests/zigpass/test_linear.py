@@ -80,6 +80,28 @@ def test_thresholds_are_checked():
     assert site.threshold.shape == (64,)
 
 
+def test_a_count_of_entries_instead_of_a_threshold(mlp):
+    site = mlp.gate_proj.site
+    site.set_threshold(torch.tensor(20, dtype=torch.int32), target_sparsity=44 / 64)
+    kept = site.threshold
+    assert (kept.dtype, kept.tolist(), site.target_sparsity) == (torch.int32, [20], 44 / 64)
+    x = torch.randn(5, 64)
+    assert (~site.inactive(x)).sum(-1).tolist() == [20] * 5
+    with dense(mlp):
+        assert not site.inactive(x).any()
+    assert site.threshold is kept
+    assert kept.tolist() == [20]
+    site.mask_rows = True
+    rows = mlp.gate_proj(x)
+    site.mask_rows = False
+    torch.testing.assert_close(rows, torch.cat([mlp.gate_proj(row) for row in x.split(1)]))
+    for bad in ([65], [-1], [3, 3]):
+        with pytest.raises(ZigpassError, match="a count of entries is one number up to 64"):
+            site.set_threshold(torch.tensor(bad, dtype=torch.int32))
+    site.set_threshold(0.5)
+    assert site.threshold.dtype == torch.float32
+
+
 def test_a_site_of_another_width_is_refused():
     packed = pack(random_weight(8, 16, 4, "in"))
     with pytest.raises(ZigpassError, match="site a has 32 features, the weight has K=16"):

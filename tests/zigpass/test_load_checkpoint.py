@@ -8,10 +8,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.models import tiny_llama
-from tests.quantized_modules import AWQ_ORDER, pack_along
 from zigpass.linear import find_linears
 from zigpass.load_checkpoint import load_checkpoint
 from zigpass.runtime import ZigpassError
+from zigpass.tools.quantized_modules import AWQ_ORDER, pack_along
 
 GROUP = 32
 

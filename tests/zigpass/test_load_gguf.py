@@ -3,10 +3,10 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 
-from tests.gguf_files import write_llama
 from zigpass.linear import find_linears
 from zigpass.load_gguf import load_gguf
 from zigpass.runtime import ZigpassError
+from zigpass.tools.gguf_files import write_llama
 
 
 def assert_same_logits_as_transformers(folder, model):
@@ -51,6 +51,19 @@ def test_other_architectures(tmp_path, architecture):
     assert type(model).__name__.lower().startswith(architecture)
     assert_same_logits_as_transformers(tmp_path, model)
     assert (model.model.layers[0].self_attn.q_proj.bias is not None) == (architecture == "qwen2")
+
+
+def test_gemma3_in_the_types_that_its_files_mix(tmp_path):
+    """Rows of no whole number of 256 inputs are Q5_0 there, others Q4_K and Q6_K, values and embedding Q8_0."""
+    kinds = {"ffn_down": "Q4_K", "attn_output": "Q6_K", "attn_v": "Q8_0", "token_embd": "Q8_0", "blk": "Q5_0"}
+    types = {part: GGMLQuantizationType[kind] for part, kind in kinds.items()}
+    write_llama(tmp_path / "tiny.gguf", types, architecture="gemma3", hidden=96, middle=256, head=64)
+    model = load_gguf(tmp_path / "tiny.gguf", progress=False)
+    assert_same_logits_as_transformers(tmp_path, model)
+    bits = {name.split(".")[-1]: linear.layout.bits for name, linear in find_linears(model.model.layers[0])}
+    assert bits == {
+        "q_proj": 8, "k_proj": 8, "v_proj": 8, "o_proj": 8, "gate_proj": 8, "up_proj": 8, "down_proj": 4,
+    }  # fmt: skip
 
 
 def test_codes_are_not_quantized_again(tmp_path):

@@ -82,10 +82,11 @@ def test_generate_with_a_compile_config(settings, caplog):
     expected = generate(model, prompts, cache_implementation="static", disable_compile=True)
     config = CompileConfig(backend="zigpass", **settings)
     config._compile_all_devices = True  # transformers compiles on accelerators only, unless told otherwise
-    with caplog.at_level(logging.INFO, logger="zigpass.backend"):
+    with caplog.at_level(logging.INFO, logger="zigpass.compile_log"):
         tokens = generate(model, prompts, cache_implementation="static", compile_config=config)
     assert torch.equal(tokens, expected)
-    (message,) = caplog.messages  # one graph for all tokens
+    # One graph for all tokens.
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "zigpass.compile_log"]
     assert "matched 2 gated_mlp, 2 qkv, 2 linear" in message
 
 

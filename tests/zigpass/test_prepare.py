@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from tests.models import tiny_llama
-from tests.quantized_modules import AwqLinear, GptqLinear, HqqLinear
 from zigpass.linear import ZigzagLinear, find_linears
 from zigpass.prepare import prepare, survey
 from zigpass.replace import replace_module
 from zigpass.runtime import ZigpassError
 from zigpass.sites import find_sites
+from zigpass.tools.quantized_modules import AwqLinear, GptqLinear, HqqLinear
 
 
 class Mlp(nn.Module):
@@ -161,18 +161,29 @@ def test_codes_that_give_other_numbers_are_caught_and_named(monkeypatch):
     with pytest.raises(ZigpassError) as caught:
         prepare(model, progress=False)
     message = str(caught.value)
-    assert message.startswith("gate_proj: AWQ (GEMM packing): ")
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        assert f"{name}: AWQ (GEMM packing): " in message
     assert "of 6144 recovered weights differ from the module's own dequantization, first row 1, column 0: " in message
-    assert "0 layers before it are packed already" in message
+    assert "nothing is changed; leave them out with filter_fn" in message
+    assert not list(find_linears(model))
 
 
-def test_a_module_of_another_meaning_is_caught():
-    """The same tensors, but this module adds 1 to its codes."""
-    model = Mlp()
-    forward = model.down_proj.forward
-    model.down_proj.forward = lambda x: forward(x) * 1.001
-    with pytest.raises(ZigpassError, match=r"^down_proj: GPTQ .* differ .* 2 layers before it are packed already"):
+def test_a_module_of_another_meaning_is_caught_before_anything_is_changed():
+    """The same tensors, but this module multiplies its output by a number."""
+    model, x = Mlp(), torch.randn(3, 64)
+    with torch.no_grad():
+        expected = model(x)
+        forward = model.down_proj.forward
+        model.down_proj.forward = lambda x: forward(x) * 1.001
+        with pytest.raises(
+            ZigpassError, match=r"nothing is changed; .*\n  - down_proj: GPTQ .* recovered weights differ"
+        ):
+            prepare(model, progress=False)
+        assert not list(find_linears(model))
+        model.down_proj.forward = forward
+        assert torch.equal(model(x), expected)
         prepare(model, progress=False)
+    assert len(list(find_linears(model))) == 3
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ SCRIPT = """
 import copy, gc, json
 import torch
 from torch import nn
-from tests.quantized_modules import GptqLinear
+from zigpass.tools.quantized_modules import GptqLinear
 from zigpass.linear import find_linears
 from zigpass.prepare import prepare
 

@@ -110,3 +110,41 @@ def test_subclasses_of_linear_are_left_alone():
     quantize_(model, progress=False)
     assert type(model[0]) is ZigzagLinear
     assert type(model[1]) is Adapter
+
+
+class LoraLayer(nn.Module):
+    """Shaped like peft's wrapper of a linear."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(base_layer.in_features, 4, bias=False)})
+
+    def forward(self, x):
+        return self.base_layer(x)
+
+
+def test_linears_that_would_lose_something_are_refused_before_anything_is_changed():
+    model = nn.ModuleDict({"lora": SwiGlu(), "hooked": SwiGlu(), "offloaded": SwiGlu()})
+    model["lora"].up_proj = LoraLayer(model["lora"].up_proj)
+    model["hooked"].down_proj.register_forward_hook(lambda module, args, output: output * 2)
+    model["offloaded"].up_proj._hf_hook = object()
+    with pytest.raises(ZigpassError) as caught:
+        quantize_(model, ZigzagConfig(group_size=32), progress=False)
+    message = str(caught.value)
+    assert "lora.up_proj.base_layer: it is wrapped by the adapter LoraLayer; merge it (merge_and_unload)" in message
+    assert "lora.up_proj.lora_A.default: it is part of the adapter LoraLayer; merge it" in message
+    assert "hooked.down_proj: it has 1 hook (" in message
+    assert "offloaded.up_proj: accelerate moves its weights in and out" in message
+    assert not list(find_linears(model))
+    left_out = ("lora.up_proj", "hooked.down_proj", "offloaded.up_proj")
+    quantize_(model, filter_fn=lambda module, name: not name.startswith(left_out), progress=False)
+    assert len(list(find_linears(model))) == 3 * 3 - 3
+    assert type(model["lora"].up_proj.base_layer) is nn.Linear
+
+
+def test_adapters_of_peft_are_refused():
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    model = peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["up_proj"], r=4), SwiGlu())
+    with pytest.raises(ZigpassError, match=r"up_proj.base_layer: it is wrapped by the adapter .*; merge it"):
+        quantize_(model, progress=False)

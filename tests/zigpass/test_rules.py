@@ -16,7 +16,7 @@ OPTIONS = {"window": 96, "num_windows": 4, "progress": False}
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_folds_to_one_or_k_thresholds_that_meet_the_target(rule):
     model = quantized_tiny_llama()
-    thresholds = calibrate(model, TEXT, 0.4, rule=rule, allocation="uniform", **OPTIONS)
+    thresholds = calibrate(model, TEXT, 0.4, rule=rule, allocation="uniform", recalibrate=False, **OPTIONS)
     assert thresholds.rule == rule
     own = Calibration(model, TEXT, **OPTIONS)
     below = dict.fromkeys(own.sites, 0.0)

@@ -7,8 +7,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.models import quantized_tiny_llama, tiny_llama
-from tests.quantized_modules import GptqLinear
 from zigpass.config import ZigzagConfig
+from zigpass.explain import explain
 from zigpass.linear import find_linears
 from zigpass.load_packed import from_pretrained
 from zigpass.prepare import prepare
@@ -17,6 +17,7 @@ from zigpass.replace import replace_module
 from zigpass.runtime import ZigpassError
 from zigpass.save import save_pretrained
 from zigpass.sites import find_sites
+from zigpass.tools.quantized_modules import GptqLinear
 
 IDS = torch.arange(9)[None]
 
@@ -227,3 +228,91 @@ def test_a_foreign_safetensors_file_is_named(saved):
     save_file({"a": torch.ones(1)}, saved / "model.safetensors")
     with pytest.raises(ZigpassError, match=r"not of a model saved by zigpass.save_pretrained"):
         from_pretrained(saved)
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    save_pretrained(sparse_llama(), tmp_path, max_shard_size=40_000)
+    return tmp_path
+
+
+def shards_of(folder):
+    return sorted(path.name for path in folder.glob("*.safetensors"))
+
+
+def test_shards_come_back_as_one_model(sharded):
+    names = shards_of(sharded)
+    assert names == [f"model-{index:05d}-of-{len(names):05d}.safetensors" for index in range(1, len(names) + 1)]
+    assert len(names) >= 3
+    assert all((sharded / name).stat().st_size < 50_000 for name in names)
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(names)
+    assert index["metadata"]["total_size"] == sum(
+        tensor.nbytes for name in names for tensor in load_file(sharded / name).values()
+    )
+    assert_same_logits(from_pretrained(sharded), sparse_llama())
+
+
+def test_sizes_as_text_and_the_default_is_one_file(tmp_path):
+    model = sparse_llama()
+    save_pretrained(model, tmp_path, max_shard_size="40KB")
+    assert len(shards_of(tmp_path)) >= 3
+    save_pretrained(model, tmp_path)  # what was saved before is not left beside it
+    assert shards_of(tmp_path) == ["model.safetensors"]
+    assert not (tmp_path / "model.safetensors.index.json").exists()
+    save_pretrained(model, tmp_path, max_shard_size="50KB")
+    assert "model.safetensors" not in shards_of(tmp_path)
+    assert_same_logits(from_pretrained(tmp_path), model)
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("size", [0, -5, "large", "5 bytes"])
+def test_a_size_that_makes_no_sense(tmp_path, size):
+    with pytest.raises(ZigpassError, match="max_shard_size"):
+        save_pretrained(sparse_llama(), tmp_path / "new", max_shard_size=size)
+    assert not (tmp_path / "new").exists()
+
+
+def test_every_shard_that_is_missing_or_cut_short_is_named(sharded):
+    first, second, *_ = shards_of(sharded)
+    (sharded / first).unlink()
+    (sharded / second).write_bytes((sharded / second).read_bytes()[:-100])
+    with pytest.raises(ZigpassError) as caught:
+        from_pretrained(sharded)
+    message = str(caught.value)
+    assert "index.json: these of its " in message
+    assert f"{first}: no such file" in message
+    assert f"{second}: truncated or not a safetensors file" in message
+
+
+def test_a_shard_of_another_model_is_named(sharded):
+    first, second, *_ = shards_of(sharded)
+    (sharded / second).write_bytes((sharded / first).read_bytes())
+    with pytest.raises(ZigpassError, match=rf"shards lack tensors that the index says are in them:\n  - {second}: "):
+        from_pretrained(sharded)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_a_damaged_index_is_named(sharded, text):
+    (sharded / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ZigpassError, match=r"index.json: not an index of safetensors files"):
+        from_pretrained(sharded)
+
+
+def test_the_sparsity_that_thresholds_were_chosen_for_comes_back(tmp_path):
+    model = quantized_tiny_llama()
+    for index, site in enumerate(find_sites(model).values()):
+        site.set_threshold(0.1, target_sparsity=0.25 + 0.05 * index)
+    by_hand = next(iter(find_sites(model).values()))
+    by_hand.set_threshold(0.2)  # nobody knows what share that is
+    save_pretrained(model, tmp_path)
+    again = from_pretrained(tmp_path)
+    assert [site.target_sparsity for site in find_sites(again).values()] == [
+        site.target_sparsity for site in find_sites(model).values()
+    ]
+    by_hand.set_threshold(0.1, target_sparsity=0.5)
+    save_pretrained(model, tmp_path)
+    one = torch.tensor([[5]])
+    report = explain(from_pretrained(tmp_path), one)
+    assert report.active_bytes == explain(model, one).active_bytes
+    assert report.bound > 1.1

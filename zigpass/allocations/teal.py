@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from zigpass.observe import device_of, kept_thresholds, set_thresholds, sparse_rows, without_head
 from zigpass.progress import track
-from zigpass.rules.rule import fold
 from zigpass.runtime import ZigpassError
 
 from .budget import Budget, Spread
@@ -94,9 +93,7 @@ class _BlockSearch:
     """The greedy search in one block."""
 
     def __init__(self, calibration: Calibration, rule: Rule, block: nn.Module, call: tuple[Any, Any]) -> None:
-        self._calibration = calibration
-        self._scores = calibration.scores_of(rule)
-        self._weights = calibration.weights_of(rule) or {}
+        self._calibration, self._rule = calibration, rule
         self._block, (self._args, self._kwargs) = block, call
         self._dense = self._output()
 
@@ -127,8 +124,7 @@ class _BlockSearch:
 
     def _set(self, sparsity: dict[str, float]) -> None:
         for name, share in sparsity.items():
-            number = self._scores[name].quantile(share)
-            self._calibration.sites[name].set_threshold(fold(number, self._weights.get(name)))
+            self._calibration.sites[name].set_threshold(self._calibration.threshold(self._rule, name, share))
 
     def _output(self) -> Tensor:
         output = self._block(*self._args, **self._kwargs)

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from zigpass.runtime import GroupScales, QuantizedWeight
 
-from .bits import stored_bits
-
 PACKAGE = "torchao"
 
 
@@ -57,27 +55,3 @@ def minimum_tolerance(weight: QuantizedWeight) -> Tensor:
     bound = (16 * scales.scale.float().abs() + scales.zero.float().abs()) * torch.finfo(torch.float32).eps
     group = torch.arange(weight.codes.shape[1], device=bound.device) // scales.group_size
     return bound[:, group]
-
-
-def signed_codes(qdata: Tensor, scale: Tensor, zero: Tensor | None, block: Any, bits: int) -> QuantizedWeight:
-    """Signed codes [N, K] with integer zeros: scale * (code - zero), both moved up by 2**(bits-1).
-
-    Args:
-        qdata: int8 [N, K], values of `bits` bits.
-        scale, zero: one entry per block of `block` = (rows, inputs); zero None means 0.
-    """
-    n, k = qdata.shape
-    shape = (-(-n // block[0]), -(-k // block[1]))
-    offset = 1 << (bits - 1)
-    zeros = torch.zeros(shape, dtype=torch.int8, device=qdata.device) if zero is None else zero.reshape(shape)
-    row = torch.arange(n, device=qdata.device) // block[0]  # rows of a taller block get a copy each
-    return QuantizedWeight(
-        qdata.view(torch.uint8) + offset,  # modulo 256: two's complement and an offset meet there
-        stored_bits(bits),
-        GroupScales(
-            scale.reshape(shape)[row],
-            (zeros.to(torch.int8).view(torch.uint8) + offset)[row],
-            "sub_int",
-            min(block[1], k),
-        ),
-    )

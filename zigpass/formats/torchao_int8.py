@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .affine import affine_weight
 from .recognizer import Recognizer, Recovered
-from .torchao_common import bias_of, pre_scale_refusal, shape_refusal, signed_codes, torchao_weight, weight_class
+from .torchao_common import bias_of, pre_scale_refusal, shape_refusal, torchao_weight, weight_class
 
 
 class TorchaoInt8(Recognizer):
@@ -31,7 +32,7 @@ class TorchaoInt8(Recognizer):
     def recover(self, module: nn.Module) -> Recovered:
         weight = torchao_weight(module)
         assert weight is not None
-        codes = signed_codes(weight.qdata, weight.scale, weight.zero_point, weight.block_size, 8)
+        codes = affine_weight(weight.qdata, weight.scale, weight.zero_point, weight.block_size, low=-128, bits=8)
         return Recovered(codes, bias_of(module))
 
     def dequantize(self, module: nn.Module) -> Tensor:

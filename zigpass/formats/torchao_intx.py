@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .affine import affine_weight
 from .recognizer import Recognizer, Recovered
-from .torchao_common import bias_of, shape_refusal, signed_codes, torchao_weight, weight_class
+from .torchao_common import bias_of, shape_refusal, torchao_weight, weight_class
 from .verify import ROWS_AT_ONCE
 
 
@@ -33,7 +34,9 @@ class TorchaoIntx(Recognizer):
         weight = torchao_weight(module)
         assert weight is not None
         bits = int(str(weight.target_dtype).removeprefix("torch.int"))
-        codes = signed_codes(weight.qdata, weight.scale, weight.zero_point, weight.block_size, bits)
+        codes = affine_weight(
+            weight.qdata, weight.scale, weight.zero_point, weight.block_size, low=-(1 << (bits - 1)), bits=bits
+        )
         return Recovered(codes, bias_of(module))
 
     def dequantize(self, module: nn.Module) -> Tensor:

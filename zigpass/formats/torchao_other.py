@@ -16,7 +16,6 @@ DEVICE_LAYOUT: Final = (
     "(weight_dtype=torch.int4), which gives plain codes"
 )
 REASONS: Final = {
-    "Int4TilePackedTo4dTensor": DEVICE_LAYOUT,
     "Int4PreshuffledTensor": DEVICE_LAYOUT,
     "Int4PlainInt32Tensor": DEVICE_LAYOUT,
     "IntxOpaqueTensor": DEVICE_LAYOUT,

@@ -1,8 +1,8 @@
 """Launch parameters by compute capability and shape.
 
-A table is a JSON file `sm_<arch>.json` beside this one: measured entries for one architecture. A launch takes the
-entry of the nearest shape (in octaves of N and K) with the same bits, scale axis and rows; an architecture without a
-table takes the defaults below.
+A table is a JSON file `sm_<arch>.json`: measured entries for one architecture. Some are shipped beside this file; those
+that `zigpass tune` wrote into `user_folder` go first. A launch takes the entry of the nearest shape (in octaves of N
+and K) with the same bits, scale axis and rows; without one it takes the defaults below.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...cache_root import cache_root
 from ...errors import ZigpassError
 from ..specialization import LaunchConfig, WeightKind
 
@@ -30,6 +32,11 @@ class Entry:
     n: int
     k: int
     config: LaunchConfig
+
+    @property
+    def key(self) -> tuple[int, str, int, int, int]:
+        """What an entry is for."""
+        return self.bits, self.scale_axis, self.rows, self.n, self.k
 
     def distance(self, n: int, k: int) -> float:
         return abs(math.log2(self.n / n)) + abs(math.log2(self.k / k))
@@ -60,20 +67,52 @@ def choose_config(arch: int, kind: WeightKind, rows: int, n: int, k: int) -> Lau
 
 @functools.cache
 def load_table(arch: int) -> tuple[Entry, ...]:
-    """The entries shipped for sm_`arch`, none when there is no table.
+    """The user's entries for sm_`arch` and then the shipped ones; of two equally near ones the first is taken.
 
     Raises:
-        ZigpassError: the file is not a table.
+        ZigpassError: a file is not a table.
     """
-    path = FOLDER / f"sm_{arch}.json"
+    return read_table(user_folder() / f"sm_{arch}.json") + read_table(FOLDER / f"sm_{arch}.json")
+
+
+def user_folder() -> Path:
+    """Where `zigpass tune` leaves tables."""
+    return cache_root() / "tables"
+
+
+def read_table(path: Path) -> tuple[Entry, ...]:
+    """The entries of a file, none when it does not exist.
+
+    Raises:
+        ZigpassError: it is not a table.
+    """
     if not path.exists():
         return ()
-    return parse_table(json.loads(path.read_text()), path.name)
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ZigpassError(f"{path} is not a launch table: {error}; delete it or run zigpass tune again") from error
+    return parse_table(data, str(path))
+
+
+def write_table(path: Path, entries: Sequence[Entry], gpu: str, measured: str) -> None:
+    """Write entries beside those that the file holds; an entry replaces one of the same shape and kind."""
+    fresh = {entry.key: entry for entry in (*read_table(path), *entries)}
+    lines = ",\n".join("  " + json.dumps(dataclasses.asdict(entry)) for entry in fresh.values())
+    head = f' "gpu": {json.dumps(gpu)},\n "measured": {json.dumps(measured)},\n "entries": [\n'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{\n" + head + lines + "\n ]\n}\n")
+    load_table.cache_clear()
 
 
 def shipped_tables() -> list[int]:
     """The architectures that have a table."""
     return sorted(int(path.stem.removeprefix("sm_")) for path in FOLDER.glob("sm_*.json"))
+
+
+def user_tables() -> list[Path]:
+    """The tables that `zigpass tune` has left."""
+    return sorted(user_folder().glob("sm_*.json"))
 
 
 def parse_table(data: dict[str, Any], name: str) -> tuple[Entry, ...]:

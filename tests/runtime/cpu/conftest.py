@@ -94,8 +94,10 @@ def weights(draw: Callable[..., Any], n: int | None = None, k: int | None = None
 
 @st.composite
 def thresholds(draw: Callable[..., Any], k: int) -> Tensor | None:
-    """None, zero, one number, one per channel, or one that nothing reaches."""
-    kind = draw(st.sampled_from(["none", "zero", "scalar", "channel", "infinity"]))
+    """None, zero, one number, one per channel, one that nothing reaches, or a count of entries."""
+    kind = draw(st.sampled_from(["none", "zero", "scalar", "channel", "infinity", "count"]))
+    if kind == "count":
+        return torch.tensor([draw(st.integers(0, k + 2))], dtype=torch.int32)
     if kind == "channel":
         g = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
         return torch.rand(k, generator=g) * 1.5

@@ -43,6 +43,7 @@ def specializations(arch):
         "added zero, group 48",
         one_row(WeightKind(4, False, 48, formats.F32, formats.F32, 2), formats.F16, formats.F16),
     )
+    yield "permuted, down", one_row(dataclasses.replace(GROUP_4, permuted=True), x_format=formats.NONE, has_gate=True)
     yield "one group", one_row(WeightKind(4, False, 4096, formats.F16, formats.U8, 0))
     for bits in (2, 8):
         yield f"{bits} bits", one_row(dataclasses.replace(GROUP_4, bits=bits))
@@ -105,6 +106,13 @@ def test_dequantize_compiles_without_spills(arch, bits, axis_out):
         "OUT_FORMAT": formats.BF16,
     }
     _, log = compiler.compile_verbose("dequantize.cu", macros, arch)
+    assert re.search(r"\b0 bytes spill stores, 0 bytes spill loads", log), log
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("piece", [128, 256, 512])
+def test_gather_compiles_without_spills(arch, piece):
+    _, log = compiler.compile_verbose("gather.cu", {"PIECE": piece, "AT_ONCE": 8}, arch)
     assert re.search(r"\b0 bytes spill stores, 0 bytes spill loads", log), log
 
 

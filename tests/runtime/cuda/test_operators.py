@@ -95,6 +95,37 @@ def test_linear_over_rows_with_column_scales(rows):
     check_linear(random_x(rows, 1100, dtype=torch.float16), weight, spec, tolerance=2e-3)
 
 
+def permuted(n, k, group_size=128, band=256, seed=0):
+    weight = random_weight(n, k, 4, "in", group_size=group_size, seed=seed)
+    weight.scales.scale.mul_(0.02)
+    perm = torch.randperm(k, generator=torch.Generator().manual_seed(seed)).to(torch.int32)
+    result = pack(QuantizedWeight(weight.codes, 4, weight.scales, perm), band)
+    return [tensor.to(DEVICE) for tensor in result.tensors], result.layout.spec
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 12])
+@pytest.mark.parametrize("group_size", [32, 48, 128])
+def test_permuted_columns(rows, group_size):
+    weight, spec = permuted(700, 1100, group_size)
+    x = random_x(rows, 1100)
+    check_linear(x, weight, spec, tolerance=2e-5)
+    for threshold in (threshold_for(x, 0.5), torch.rand(1100, device=DEVICE)):
+        check_linear(x, weight, spec, threshold, tolerance=2e-5)
+
+
+def test_permuted_columns_of_a_gated_mlp_and_of_qkv():
+    gate, up, down = permuted(2816, 1024, seed=1), permuted(2816, 1024, seed=2), permuted(1024, 2816, seed=3)
+    tensors, specs = (gate[0], up[0], down[0], None, None, None), (gate[1], up[1], down[1])
+    check_mlp(random_x(1024), tensors, specs, 0.5, tolerance=5e-5)
+    check_mlp(
+        random_x(1024), (packed(2816, 1024)[0], *tensors[1:]), (packed(2816, 1024)[1], *specs[1:]), 0.5, tolerance=5e-5
+    )
+    x = random_x(1024)
+    operands = ([*gate[0], *up[0]], [None, None], threshold_for(x, 0.5), [gate[1], up[1]])
+    for a, e in zip(torch.ops.zigpass.qkv(x, *operands), reference.qkv(x, *operands), strict=True):
+        assert_close(a, e, 2e-5)
+
+
 def test_prefill_larger_than_its_workspace():
     weight, spec = packed(2500, 16384, band=1024)
     check_linear(random_x(10, 16384), weight, spec)

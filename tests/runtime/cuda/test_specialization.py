@@ -6,9 +6,10 @@ import dataclasses
 import pytest
 
 from zigpass.runtime import Layout, ZigpassError
-from zigpass.runtime.cuda import formats
-from zigpass.runtime.cuda.arguments import Arguments, DequantizeArguments, Weight
-from zigpass.runtime.cuda.plan import fit_rows
+from zigpass.runtime.cuda import formats, tables
+from zigpass.runtime.cuda.arguments import Arguments, Divider, Parameters, Weight
+from zigpass.runtime.cuda.device import Device
+from zigpass.runtime.cuda.plan import cut_launch, fit_rows
 from zigpass.runtime.cuda.specialization import (
     OUT_GROUP,
     Gemv,
@@ -24,7 +25,9 @@ from zigpass.runtime.cuda.tables import (
     default_config,
     load_table,
     parse_table,
+    read_table,
     shipped_tables,
+    write_table,
 )
 
 KIND = WeightKind(4, False, 128, formats.F16, formats.U8, 0)
@@ -76,9 +79,12 @@ def test_every_shipped_entry_fills_at_most_the_registers_of_a_multiprocessor():
 
 
 def test_a_shape_takes_the_nearest_entry_of_its_kind():
-    assert choose_config(90, KIND, 1, 4096, 4096) == LaunchConfig(1, 4, 4, 2)
-    assert choose_config(90, KIND, 1, 4000, 5000) == LaunchConfig(1, 4, 4, 2)
-    assert choose_config(90, KIND, 1, 30000, 4096) == LaunchConfig(4, 4, 1, 2)
+    shipped = {(entry.scale_axis, entry.n, entry.k): entry.config for entry in load_table(90)}
+    assert choose_config(90, KIND, 1, 4096, 4096) == shipped["in", 4096, 4096]
+    assert choose_config(90, KIND, 1, 4000, 5000) == shipped["in", 4096, 4096]
+    assert choose_config(90, KIND, 1, 30000, 4096) == shipped["in", 28672, 4096]
+    out = WeightKind(4, True, OUT_GROUP, 0, 0, 0)
+    assert choose_config(90, out, 1, 4096, 4096) == shipped["out", 4096, 4096] != shipped["in", 4096, 4096]
     eight = dataclasses.replace(KIND, bits=8)
     assert choose_config(90, eight, 1, 4096, 4096) == default_config(8, False, 1)
     assert choose_config(75, KIND, 1, 4096, 4096) == default_config(4, False, 1)
@@ -93,15 +99,69 @@ def test_a_table_that_is_none_is_refused_by_name():
 
 
 def test_arguments_keep_c_types():
-    assert ctypes.sizeof(Weight) == 64
-    assert ctypes.sizeof(Arguments) == 304
+    assert ctypes.sizeof(Weight) == 80
+    assert ctypes.sizeof(Arguments) == 400
     arguments = Arguments()
     with pytest.raises(TypeError):
         arguments.k = 1.5
-    parameters = DequantizeArguments((1, 2, 3, 4), (5, 6, 7, 8, 9))
+    parameters = Parameters((1, 2, 3, 4), (5, 6, 7, 8, 9))
     addresses = (ctypes.c_void_p * 9).from_address(parameters.address)
     assert [ctypes.c_void_p.from_address(address).value for address in addresses[:4]] == [1, 2, 3, 4]
     assert [ctypes.c_int32.from_address(address).value for address in addresses[4:]] == [5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("divisor", [1, 2, 3, 7, 128, 641, 4095, 4096, 65537, 2**30 + 1, 2**31 - 1])
+def test_a_divider_divides_as_the_kernel_does(divisor):
+    d = Divider.of(divisor)
+    near = [
+        n for multiple in (1, 2, 1000, 2**31 // divisor) for n in range(multiple * divisor - 2, multiple * divisor + 2)
+    ]
+    for n in [0, 1, 12345, 2**30, 2**31 - 1, *(n for n in near if 0 <= n < 2**31)]:
+        quotient = n if d.value == 1 else (n * d.multiplier >> 32) >> d.shift
+        assert quotient == n // divisor
+
+
+H200 = Device(0, "a GPU", 90, 132, 227 << 10)
+
+
+def layout(n, k, band=None):
+    return Layout(n, k, 4, "in", 128, "sub_int", -(-n // 128) * 128).with_band(band)
+
+
+def test_a_launch_is_cut_into_one_wave():
+    wanted = Gemv(KIND, LaunchConfig(1, 1, 1, 1), formats.BF16, formats.NONE, True, 1)
+    cut = cut_launch(H200, wanted, [layout(11008, 4096, 1024)] * 2, LaunchConfig(4, 4, 1, 2))
+    assert (cut.blocks, cut.tiles, cut.words, cut.gemv.config.chunk) == (132, (11, 11), 128, 1024)
+    small = cut_launch(H200, wanted, [layout(128, 64)], LaunchConfig(4, 4, 1, 2))
+    assert (small.blocks, small.tiles, small.gemv.config.row_warps) == (1, (1,), 1)
+
+
+def test_what_no_launch_takes_is_refused():
+    wanted = Gemv(KIND, LaunchConfig(1, 1, 1, 1), formats.BF16, formats.BF16, True, 1)
+    with pytest.raises(ZigpassError, match="too large for one launch"):
+        cut_launch(H200, wanted, [layout(1 << 20, 1 << 20)], LaunchConfig(4, 4, 1, 2))
+    tiny = dataclasses.replace(H200, shared_limit=8 << 10)
+    with pytest.raises(ZigpassError, match="scales of 1024 rows do not fit 8192 bytes of shared memory"):
+        cut_launch(tiny, wanted, [layout(4096, 4096)], LaunchConfig(4, 4, 1, 2))
+
+
+def test_the_users_table_goes_before_the_shipped_one():
+    path = tables.user_folder() / "sm_90.json"
+    mine, later = LaunchConfig(2, 2, 2, 2), LaunchConfig(1, 8, 2, 2)
+    write_table(path, [Entry(4, "in", 1, 4096, 4096, mine)], "a GPU", "a test")
+    assert choose_config(90, KIND, 1, 4096, 4096) == mine
+    assert choose_config(90, KIND, 1, 28672, 4096) != mine
+    write_table(path, [Entry(4, "in", 1, 4096, 4096, later), Entry(4, "in", 1, 64, 64, mine)], "a GPU", "again")
+    assert [entry.config for entry in read_table(path)] == [later, mine]
+    assert choose_config(90, KIND, 1, 4096, 4096) == later
+
+
+def test_a_broken_user_table_is_refused_with_the_way_out():
+    path = tables.user_folder() / "sm_90.json"
+    path.parent.mkdir()
+    path.write_text("no json")
+    with pytest.raises(ZigpassError, match=r"sm_90\.json is not a launch table: .*; delete it or run zigpass tune"):
+        choose_config(90, KIND, 1, 4096, 4096)
 
 
 def test_rows_of_a_launch():

@@ -83,6 +83,44 @@ def test_compiled_with_cuda_graphs():
         assert_close(compiled(x).clone(), step(x))
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_several_gpus_in_one_process():
+    """Each GPU has its own kernels, context and workspace; the current device does not matter."""
+    tensors, specs = mlp_operands(512, 1280)
+    weight, spec = packed(512, 512)
+    x, threshold = random_x(1, 512), torch.full((1,), 0.5, device=DEVICE)
+
+    def run(device):
+        def there(value):
+            if isinstance(value, (list, tuple)):
+                return [there(item) for item in value]
+            return value if value is None else value.to(device)
+
+        y = torch.ops.zigpass.linear(there(x), there(weight), None, there(threshold), spec)
+        limits = (there(threshold), there(threshold))
+        return torch.ops.zigpass.gated_mlp(y, *there(tensors), *limits, *specs, "silu")
+
+    expected = run("cuda:0")
+    for _ in range(3):
+        for index in range(torch.cuda.device_count()):
+            result = run(f"cuda:{index}")
+            assert result.device.index == index
+            assert torch.equal(result.cpu(), expected.cpu())
+    with torch.cuda.device(1):
+        assert torch.equal(run("cuda:0").cpu(), expected.cpu())
+    results = {}
+    threads = [
+        threading.Thread(target=lambda index=index: results.update({index: run(f"cuda:{index % 2}").cpu()}))
+        for index in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(result, expected.cpu()) for result in results.values())
+    assert len(results) == 6
+
+
 def test_non_contiguous_x_and_threads():
     weight, spec = packed(256, 512)
     x = random_x(512, 3)[:, 1]

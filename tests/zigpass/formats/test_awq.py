@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from tests.quantized_modules import AwqLinear, GptqLinear, random_codes
 from zigpass.formats.awq import Awq
 from zigpass.formats.gptq import Gptq
 from zigpass.formats.registry import find_recognizer
 from zigpass.formats.verify import check_recovered
+from zigpass.tools.quantized_modules import AwqLinear, GptqLinear, random_codes
 
 
 def test_codes_scales_and_zeros_are_those_that_were_packed():

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from tests.quantized_modules import pack_along, random_codes
 from zigpass.formats import compressed_tensors_packed as format_file
 from zigpass.formats.compressed_tensors_packed import CompressedTensorsPacked, PackedTensors, recover_packed
 from zigpass.formats.registry import find_recognizer
 from zigpass.linear import ZigzagLinear
 from zigpass.prepare import prepare
 from zigpass.runtime import ZigpassError
+from zigpass.tools.quantized_modules import pack_along, random_codes
 
 
 def packed_tensors(n=48, k=128, group_size=32, bits=4, symmetric=False, dtype=torch.bfloat16):

@@ -3,9 +3,9 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, dequantize, quantize
 
-from tests.ggml_data import FACTOR_BYTES, random_blocks
 from zigpass.formats.ggml_blocks import READERS, read_blocks
 from zigpass.runtime import ZigpassError, pack, unpack
+from zigpass.tools.ggml_data import FACTOR_BYTES, random_blocks
 
 
 @pytest.mark.parametrize("name", sorted(READERS))

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from tests.quantized_modules import GptqLinear, pack_along, random_codes
 from zigpass.formats.gptq import Gptq, group_order
 from zigpass.formats.registry import find_recognizer
 from zigpass.formats.verify import check_recovered, forward_of_identity
 from zigpass.linear import ZigzagLinear
 from zigpass.prepare import prepare
 from zigpass.runtime import ZigpassError, pack, unpack
+from zigpass.tools.quantized_modules import GptqLinear, pack_along, random_codes
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from tests.quantized_modules import HqqLinear, random_codes
 from zigpass.formats.hqq import Hqq
 from zigpass.formats.registry import find_recognizer
 from zigpass.formats.verify import check_recovered
 from zigpass.runtime import ZigpassError
+from zigpass.tools.quantized_modules import HqqLinear, random_codes
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])

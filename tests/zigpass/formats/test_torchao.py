@@ -18,6 +18,7 @@ from torchao.quantization import (  # noqa: E402
 from zigpass.formats.registry import find_recognizer  # noqa: E402
 from zigpass.formats.torchao_int4_opaque import TorchaoInt4Opaque  # noqa: E402
 from zigpass.formats.torchao_int4_plain import TorchaoInt4Plain  # noqa: E402
+from zigpass.formats.torchao_int4_tiled import TorchaoInt4Tiled  # noqa: E402
 from zigpass.formats.torchao_int8 import TorchaoInt8  # noqa: E402
 from zigpass.formats.torchao_intx import TorchaoIntx  # noqa: E402
 from zigpass.formats.torchao_other import TorchaoOther  # noqa: E402
@@ -168,3 +169,66 @@ def test_other_torchao_tensors_are_refused_by_name():
     assert isinstance(find_recognizer(model[0]), TorchaoOther)
     with pytest.raises(ZigpassError, match="0: torchao, other tensors: Float8Tensor: its weights are float8"):
         prepare(model, progress=False)
+
+
+def tiled(codes):
+    """int32 [N/8, K/128, 32, 4] word by word, as the definition of the tensor cores' tile reads.
+
+    Row n of a tile belongs to lanes 4n to 4n+3. Of every 16 inputs lane t has 2(t % 4), the next one, and both plus 8;
+    two such runs of 16 share a word: first the even inputs of both, then the odd ones.
+    """
+    n, k = codes.shape
+    out = torch.zeros(n // 8, k // 128, 32, 4, dtype=torch.int64)
+    for tile in range(n // 8):
+        for step in range(k // 128):
+            for lane in range(32):
+                for word in range(4):
+                    start = step * 128 + word * 32 + 2 * (lane % 4)
+                    even = [start, start + 8, start + 16, start + 24]
+                    for field, column in enumerate([*even, *(column + 1 for column in even)]):
+                        out[tile, step, lane, word] |= int(codes[tile * 8 + lane // 4, column]) << (4 * field)
+    return torch.where(out >= 1 << 31, out - (1 << 32), out).to(torch.int32)
+
+
+def tile_packed(n, k, group_size, device="cpu"):
+    """A linear of an `Int4TilePackedTo4dTensor` and the codes, scales and zeros in it."""
+    from torchao.quantization import Int4TilePackedTo4dTensor
+
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = -(-n // 8) * 8, -(-k // 1024) * 1024
+    codes = torch.randint(0, 16, (rows, columns), generator=generator)
+    scale_and_zero = (torch.rand(columns // group_size, rows, 2, generator=generator) * 0.1).bfloat16()
+    parts = (part.to(device) for part in (tiled(codes), scale_and_zero))
+    model = nn.Sequential(nn.Linear(k, n, bias=False))
+    model[0].weight = nn.Parameter(Int4TilePackedTo4dTensor(*parts, [1, group_size], torch.Size((n, k))), False)
+    return model, codes[:n, :k], scale_and_zero
+
+
+def test_int4_tiles_are_taken_apart():
+    model, codes, scale_and_zero = tile_packed(20, 1000, 32)
+    weight = TorchaoInt4Tiled().recover(model[0]).weight
+    assert torch.equal(weight.codes.long(), codes)
+    scale, zero = (part.float()[:, :20].repeat_interleave(32, 0).T[:, :1000] for part in scale_and_zero.unbind(-1))
+    torch.testing.assert_close(weight.dequantize(), (codes - 8) * scale + zero, rtol=0, atol=1e-6)
+
+
+def test_int4_tiles_are_compared_on_cuda_only():
+    model, _, _ = tile_packed(8, 128, 32)
+    with pytest.raises(ZigpassError, match=r"0: torchao .*tile-packed.*the tensor is on cpu, where no kernel reads it"):
+        prepare(model, progress=False)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("group_size", [32, 128])
+def test_int4_tiles_of_torchao_on_cuda(group_size):
+    """Packed by torch's own kernel: the order of the tiles, and what its product makes of them."""
+    from torchao.quantization import Int4WeightOnlyConfig
+
+    config = Int4WeightOnlyConfig(group_size=group_size, int4_packing_format="tile_packed_to_4d")
+    model = nn.Sequential(nn.Linear(1024, 20, bias=False, dtype=torch.bfloat16, device="cuda"))  # torchao skips other K
+    quantize_(model, config)
+    recognizer, _ = recovered(model)
+    assert isinstance(recognizer, TorchaoInt4Tiled)
+    example, codes, _ = tile_packed(20, 1000, group_size, "cuda")
+    assert torch.equal(recovered(example)[1].codes.long().cpu(), codes)

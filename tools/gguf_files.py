@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, quantize
 
-from tests.ggml_data import random_blocks
+from .ggml_data import random_blocks
 
-HIDDEN, MIDDLE, HEADS, KV_HEADS, VOCABULARY = 64, 96, 4, 2, 32
+HIDDEN, MIDDLE, HEADS, KV_HEADS, VOCABULARY = 64, 96, 4, 2, 64
 
 
 def write_llama(path: Path, types: dict[str, GGMLQuantizationType] | None = None, **change: Any) -> dict[str, Any]:

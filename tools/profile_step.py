@@ -1,0 +1,129 @@
+"""Where the microseconds of a decode step go: kernels of a profiler trace, sorted into parts by their names."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
+
+STEPS: Final = 8
+"""Steps in a trace; the parts are their mean."""
+
+NAMES: Final = 24
+NAME_LENGTH: Final = 100
+"""Characters of a kernel's name that are kept: names of C++ templates are longer than anybody reads."""
+
+LINEAR: Final = ("zigzag", "tinygemm", "gemv", "gemm", "nvjet", "splitk", "cutlass", "cublas")
+ATTENTION: Final = ("fmha", "flash", "attention", "softmax", "sdpa")
+"""Pieces of kernel names, lower case. Attention is looked for first: its kernels are often built with cutlass."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One kernel of a trace; microseconds."""
+
+    name: str
+    start: float
+    duration: float
+
+    @property
+    def end(self) -> float:
+        return self.start + self.duration
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Microseconds of a step by part.
+
+    Attributes:
+        attention: scores, softmax and values.
+        linears: GEMVs of the decoder layers, with what sums them up.
+        head: the last GEMV.
+        other: norms, rotary embedding, cache writes, residuals: what Inductor makes of the rest.
+        gaps: time in which no kernel ran.
+        overlap: time in which two ran, the next one starting before the last had ended.
+        kernels: launches of a step.
+        by_name: launches and microseconds a step of the kernels that take longest.
+    """
+
+    attention: float
+    linears: float
+    head: float
+    other: float
+    gaps: float
+    overlap: float
+    kernels: int
+    by_name: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+
+
+def profile_step(step: Callable[[], None]) -> Parts:
+    """Trace `STEPS` calls of a step that replays one CUDA graph."""
+    from torch.profiler import ProfilerActivity, profile
+
+    step()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        for _ in range(STEPS):
+            step()
+        torch.cuda.synchronize()
+    kernels = [kernel for kernel in map(_kernel, trace.events() or ()) if kernel is not None]
+    return split(kernels, STEPS)
+
+
+def _kernel(event: Any) -> Kernel | None:
+    if event.device_type != DeviceType.CUDA or event.name.startswith(("Memcpy", "Memset")):
+        return None
+    return Kernel(event.name, event.time_range.start, event.time_range.elapsed_us())
+
+
+def split(kernels: Iterable[Kernel], steps: int) -> Parts:
+    """Sort the kernels of some equal steps into parts.
+
+    The head is the last linear of a step: its first kernel is the last `gemv` (or its peer's) of the step, and what
+    follows it under a linear's name belongs to it.
+    """
+    ordered = sorted(kernels, key=lambda kernel: kernel.start)
+    per_step = len(ordered) // steps
+    sums = dict.fromkeys(("attention", "linears", "head", "other", "gaps", "overlap"), 0.0)
+    for index in range(steps):
+        own = ordered[index * per_step : (index + 1) * per_step]
+        head = _head(own)
+        for at, kernel in enumerate(own):
+            sums["head" if at in head else part_of(kernel.name)] += kernel.duration
+        for before, after in itertools.pairwise(own):
+            distance = after.start - before.end
+            sums["gaps" if distance > 0 else "overlap"] += abs(distance)
+    parts = {name: round(value / steps, 1) for name, value in sums.items()}
+    return Parts(**parts, kernels=per_step, by_name=_by_name(ordered, steps))
+
+
+def _by_name(kernels: list[Kernel], steps: int) -> dict[str, tuple[float, float]]:
+    names: dict[str, tuple[float, float]] = {}
+    for kernel in kernels:
+        name = kernel.name[:NAME_LENGTH]
+        count, duration = names.get(name, (0, 0.0))
+        names[name] = (count + 1 / steps, duration + kernel.duration / steps)
+    longest = sorted(names, key=lambda name: -names[name][1])[:NAMES]
+    return {name: (round(names[name][0], 2), round(names[name][1], 1)) for name in longest}
+
+
+def part_of(name: str) -> str:
+    """ "attention", "linears" or "other"."""
+    lower = name.lower()
+    if any(piece in lower for piece in ATTENTION) and not lower.startswith("triton"):
+        return "attention"
+    return "linears" if any(piece in lower for piece in LINEAR) and not lower.startswith("triton") else "other"
+
+
+def _head(kernels: list[Kernel]) -> set[int]:
+    linear = [at for at, kernel in enumerate(kernels) if part_of(kernel.name) == "linears"]
+    if not linear:
+        return set()
+    last = linear[-1]
+    # A summing kernel follows its GEMV directly.
+    summing = any(piece in kernels[last].name.lower() for piece in ("combine", "splitk", "reduce"))
+    return {last - 1, last} if summing and last - 1 in linear else {last}

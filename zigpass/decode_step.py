@@ -1,0 +1,100 @@
+"""The step from one token to the next one's logits, replayed as one CUDA graph on a GPU.
+
+A step of a large model launches several hundred kernels. Launched one by one they leave the GPU waiting for the host;
+captured once and replayed they follow each other without a gap, and neither Python nor Dynamo's guards run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zigpass.runtime import ZigpassError
+
+Decode = Callable[..., Any]
+"""A causal language model, or what stands for it: `decode(token, past_key_values=cache, use_cache=True).logits`."""
+
+WARM_UP_STEPS = 2
+"""Steps that run as they come before a graph is captured: they compile, load kernels and allocate workspaces."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Captured:
+    """A graph with the tensors it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    token: Tensor
+    logits: Tensor
+
+    def replay(self, token: Tensor) -> Tensor:
+        self.token.copy_(token)
+        self.graph.replay()
+        return self.logits
+
+
+class DecodeStep:
+    """Takes a token int64 [1, 1], moves the cache on by one, and gives the logits [1, 1, vocabulary].
+
+    Args:
+        decode: what runs a step.
+        cache: the key-value cache, of fixed size and place (`transformers.StaticCache`).
+        cuda_graph: capture the step after `WARM_UP_STEPS` real ones and replay it from then on. The logits then lie in
+            one tensor, overwritten by the next step.
+
+    Raises:
+        ZigpassError: the step cannot be captured.
+    """
+
+    def __init__(self, decode: Decode, cache: Any, cuda_graph: bool) -> None:
+        self.decode = decode
+        self.cache = cache
+        self.cuda_graph = cuda_graph
+        self.steps = 0
+        self._captured: _Captured | None = None
+
+    def __call__(self, token: Tensor) -> Tensor:
+        self.steps += 1
+        if not self.cuda_graph:
+            return self._run(token)
+        if self.steps <= WARM_UP_STEPS:
+            return self._run_beside(token)
+        if self._captured is None:
+            self._captured = self._capture(token)
+        return self._captured.replay(token)
+
+    def _run(self, token: Tensor) -> Tensor:
+        logits: Tensor = self.decode(token, past_key_values=self.cache, use_cache=True).logits
+        return logits
+
+    def _run_beside(self, token: Tensor) -> Tensor:
+        """On a side stream, as the steps before a capture should be."""
+        stream = torch.cuda.Stream(token.device)
+        stream.wait_stream(torch.cuda.current_stream(token.device))
+        with torch.cuda.stream(stream):
+            logits = self._run(token)
+        torch.cuda.current_stream(token.device).wait_stream(stream)
+        return logits
+
+    def _capture(self, token: Tensor) -> _Captured:
+        static_token = token.clone()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.device(token.device), torch.cuda.graph(graph):
+                logits = self._run(static_token)
+        except RuntimeError as error:
+            _end_failed_capture()
+            raise ZigpassError(
+                f"the decode step cannot be captured as a CUDA graph ({error}); a model compiled with"
+                ' mode="reduce-overhead" captures graphs itself: pass cuda_graph=False, or compile it without the mode'
+            ) from error
+        return _Captured(graph, static_token, logits)
+
+
+def _end_failed_capture() -> None:
+    """A capture that failed leaves torch's random generator waiting for its end; another one that ends frees it."""
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        pass
