@@ -34,7 +34,7 @@ from zigpass.runtime.cpu.rows import linear_rows
 from zigpass.runtime.layout import round_up
 from zigpass.tools import bench_peers as peers
 from zigpass.tools.bench_timing import Timing, interleave
-from zigpass.tools.env import environment
+from zigpass.tools.provenance import provenance
 
 LARGE = ((4096, 11008), (11008, 4096), (4096, 14336), (14336, 4096))
 SMALL = ((576, 1536), (1536, 576))
@@ -94,10 +94,8 @@ def run(
 
 
 def machine() -> dict[str, Any]:
-    """The environment without what belongs to one user."""
-    report = environment()
-    report.pop("cache_folder", None)
-    return {**report, "kernels": available_variants()[0], "load": [round(x, 2) for x in os.getloadavg()]}
+    """Where the numbers come from, and how busy the machine was."""
+    return {**provenance(), "kernels": available_variants()[0], "load": [round(x, 2) for x in os.getloadavg()]}
 
 
 def matmul_rows(k: int, n: int, seconds: float, megabytes: int) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -38,6 +37,7 @@ from zigpass.tools.gpu_cases import (
     threshold_of,
     tinygemm,
 )
+from zigpass.tools.provenance import commit
 from zigpass.tools.tune import parse_scale_axis, parse_shape
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -207,14 +207,13 @@ def kernel_sources_sha256() -> str:
 
 
 def environment() -> Row:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "nvrtc": ".".join(map(str, nvrtc_version())),
         "python": platform.python_version(),
-        "commit": commit.stdout.strip() or "uncommitted working tree",
+        "commit": commit(),
         "kernel_sources_sha256": kernel_sources_sha256(),
     }
 

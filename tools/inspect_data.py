@@ -10,7 +10,7 @@ from zigpass.explain_report import Report
 from zigpass.graph_text import Line
 from zigpass.inspection import Inspection, PassStep, Region
 from zigpass.site_profile import SiteProfile
-from zigpass.tools.env import environment
+from zigpass.tools.provenance import provenance
 
 FORMAT_VERSION = 1
 OUTSIDE = "outside of all blocks"
@@ -39,7 +39,7 @@ class Inspected:
         return {
             "version": FORMAT_VERSION,
             "title": self.title,
-            "machine": {key: value for key, value in environment().items() if key != "cache_folder"},
+            "machine": provenance(),
             "summary": report.summary(),
             "bound": bound(report, self.bandwidth),
             "passes": [_step(step) for step in steps],

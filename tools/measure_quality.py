@@ -19,8 +19,8 @@ from zigpass.evaluate import Quality, evaluate_each
 from zigpass.observe import kept_thresholds
 from zigpass.rules import Rule
 from zigpass.thresholds import Thresholds
-from zigpass.tools.env import environment
 from zigpass.tools.lm_eval_tasks import run_tasks
+from zigpass.tools.provenance import provenance
 
 TOP_K: Final = "top_k"
 """Listed among the rules: magnitude with a fixed count of entries instead of a threshold."""
@@ -150,8 +150,7 @@ def measure_quality(
         num_windows=num_windows,
         progress=progress,
     )
-    machine = environment()
-    del machine["cache_folder"]  # of no use to others
+    machine = provenance()
     first = next(iter(qualities.values()))
     return Measurement(
         model=names[0],

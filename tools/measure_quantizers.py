@@ -19,7 +19,7 @@ from zigpass.linear import find_linears
 from zigpass.progress import track
 from zigpass.quantize import quantize_
 from zigpass.tokens import spread_windows
-from zigpass.tools.env import environment
+from zigpass.tools.provenance import provenance
 
 CONFIGS: dict[str, ZigzagConfig] = {
     f"{axis}, {method}": ZigzagConfig(scale_axis=axis, method=method, group_size=64)
@@ -90,9 +90,7 @@ def measure_quantizers(
         quantized = quantize_(copy.deepcopy(model), config, calibration=calibration_ids, window=window, progress=False)
         seconds = time.perf_counter() - start
         rows.append(_row(name, quantized, windows, reference, seconds))
-    machine = environment()
-    del machine["cache_folder"]  # of no use to others
-    return QuantizerMeasurement(*names, sum(len(part) for part in reference), rows, machine)
+    return QuantizerMeasurement(*names, sum(len(part) for part in reference), rows, provenance())
 
 
 def _row(name: str, model: nn.Module, windows: Tensor, reference: list[Tensor], seconds: float) -> QuantizerRow:

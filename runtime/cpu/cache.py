@@ -93,7 +93,7 @@ class KernelCache:
 
 def cache_folder(cpu: tuple[Any, ...]) -> Path:
     """Where kernels for a CPU (target triple, name, features) are kept."""
-    parts = (source_hash(), numba.__version__, llvmlite.__version__, sys.version, platform.machine(), repr(cpu))
+    parts = (SOURCE_HASH, numba.__version__, llvmlite.__version__, sys.version, platform.machine(), repr(cpu))
     return cache_root() / "numba" / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
 
 
@@ -112,14 +112,17 @@ def prune(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-@functools.cache
-def source_hash() -> str:
+def _hash_sources() -> str:
     """Hash of the sources that compiled kernels are made of: this package and the layout's constants."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
     for path in (*sorted(here.glob("*.py")), here.parent / "layout.py"):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+SOURCE_HASH = _hash_sources()
+"""Taken while the package is imported: what is compiled is what was imported, also when a file is edited afterwards."""
 
 
 @functools.cache

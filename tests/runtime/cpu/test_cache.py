@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zigpass.runtime.cpu.cache import cache_root
+from zigpass.runtime.cpu.cache import cache_folder, cache_root
 from zigpass.runtime.cpu.compile import Kernel, kernel
 from zigpass.runtime.cpu.memory import int64_pointer, store
 
@@ -132,3 +132,9 @@ print(torch.ops.zigpass.linear(x, list(packed.tensors), None, None, packed.layou
     assert result.stdout.strip() == "[[3.0, 3.0], [3.0, 3.0]]"
     assert result.stderr.count("is not usable") == 1
     assert str(occupied) in result.stderr
+
+
+def test_an_edit_after_the_import_does_not_claim_what_was_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cache_folder(("cpu",))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: b"edited")
+    assert cache_folder(("cpu",)) == before
