@@ -23,7 +23,8 @@ def test_export_writes_a_model_and_says_what(folder, tmp_path):
 def test_import_says_what_it_found(tmp_path):
     source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
     onnx.save(mlp(), source)
-    result = CliRunner().invoke(app(), ["import-onnx", str(source), str(target), "--threshold", "0.1"])
+    command = ["import-onnx", str(source), str(target), "--threshold", "0.1"]
+    result = CliRunner().invoke(app(), command, env={"COLUMNS": "400"})  # wide enough for the path of any machine
     assert result.exit_code == 0, result.output
     for part in ("1 MLPs, 2 sites, of 3 MatMulNBits nodes", "opset 21", "1 GatedMlpSilu4NBitsZero", "target.onnx"):
         assert part in result.output
