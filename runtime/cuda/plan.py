@@ -41,7 +41,6 @@ class Plan:
         combine: adds up the partial sums; None where the next GEMV does.
         blocks: the grid of the GEMV; `combine_blocks` of the other, a row of x.
         tiles: of all weights.
-        words: columns of a tile, in words of 32.
         partial_floats: size of the workspace that blocks leave their sums in.
         template: an `Arguments` with every field that does not change.
     """
@@ -53,7 +52,6 @@ class Plan:
     combine_blocks: int
     blocks: int
     tiles: int
-    words: int
     first_tiles: tuple[int, ...]
     partial_floats: int
     template: bytes
@@ -67,8 +65,7 @@ def chain(plan: Plan, producer: Plan, bands: tuple[int, int]) -> Plan:
         raise ValueError(f"compiled for tiles of {plan.gemv.in_tile} rows, the producer's have {producer.gemv.tile}")
     arguments.in_up_tile = producer.first_tiles[-1]
     arguments.in_blocks = producer.blocks
-    arguments.in_words = producer.words
-    arguments.in_all_words = Divider.of(producer.words * producer.tiles)
+    arguments.in_tiles = Divider.of(producer.tiles)
     arguments.gate_band, arguments.up_band = (Divider.of(band) for band in bands)
     return dataclasses.replace(plan, template=bytes(arguments))
 
@@ -161,14 +158,14 @@ def build_plan(device: Device, wanted: Gemv, layouts: Sequence[Layout], config: 
     shape = cut_launch(device, wanted, layouts, config)
     fitted, blocks, tiles = shape.gemv, shape.blocks, shape.tiles
     arguments = Arguments()
-    arguments.num_weights, arguments.num_tiles, arguments.k = len(layouts), sum(tiles), layouts[0].k
+    arguments.num_weights, arguments.k = len(layouts), layouts[0].k
     arguments.gate_bias_format = arguments.up_bias_format = NONE
     first_tiles = tuple(sum(tiles[:index]) for index in range(len(tiles)))
     for weight, layout, first in zip(arguments.weights, layouts, first_tiles, strict=False):
         weight.n, weight.padded_n, weight.band, weight.first_tile = layout.n, layout.padded_n, layout.band, first
         weight.bias_format = NONE
         weight.band_tiles = Divider.of(-(-layout.band // fitted.tile))
-    arguments.words, arguments.all_words = Divider.of(shape.words), Divider.of(shape.words * sum(tiles))
+    arguments.words, arguments.tiles = Divider.of(shape.words), Divider.of(sum(tiles))
     arguments.blocks = Divider.of(blocks)
     combine = None
     if wanted.out_format != NONE:
@@ -183,7 +180,6 @@ def build_plan(device: Device, wanted: Gemv, layouts: Sequence[Layout], config: 
         combine_blocks=sum(tiles) * fitted.tile // COMBINED_ROWS,
         blocks=blocks,
         tiles=sum(tiles),
-        words=shape.words,
         first_tiles=first_tiles,
         partial_floats=(blocks + sum(tiles)) * fitted.tile * wanted.rows,
         template=bytes(arguments),

@@ -5,12 +5,16 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 
+import torch
+
 from ..layout import Layout, round_up
 from .arguments import Arguments
-from .formats import FORMAT_BYTES, NONE
+from .formats import FORMAT_BYTES, FORMATS, NONE
 
 STEP = 16
-"""Columns of one tensor-core step; a group of the active list starts at a multiple of it."""
+"""Columns of one tensor-core step; a unit of the active list starts at a multiple of it."""
+MOST_UNIT_WORDS = 8
+"""Words of 32 columns that one lane scans at most; a unit is a group of scales or, where that is longer, a divisor."""
 OUT_GROUP = 1 << 20
 """GROUP of the scale axis "out", which has no groups: larger than any K."""
 
@@ -55,6 +59,7 @@ class LaunchConfig:
         chunk: most columns a block compacts at a time; cut down to what shared memory holds.
         early: columns that a block asks L2 for before x is known.
         early_dense: the same in a dense launch, which needs them all.
+        known: words of 32 columns per column warp whose active columns a block asks L2 for as soon as x is known.
         lockstep: warps side by side wait for each other at every step.
         fetch: bytes that L2 reads at least, 128 or 256.
     """
@@ -66,6 +71,7 @@ class LaunchConfig:
     chunk: int = 4096
     early: int = 0
     early_dense: int = 0
+    known: int = 2
     lockstep: bool = False
     fetch: int = 128
 
@@ -95,19 +101,28 @@ class Gemv:
         return 1024 // self.kind.bits * self.config.row_warps
 
     @property
+    def parts(self) -> int:
+        """Half-precision parts of x: one holds what a 16-bit x or result does, where more parts cost more products."""
+        wide = FORMATS[torch.float32] in (self.x_format, self.out_format)
+        return 2 if wide or not self.kind.scale_axis_out else 1
+
+    @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory; the kernel asserts that its struct fits."""
         kind, config = self.kind, self.config
-        padded_group = round_up(kind.group, 32)
-        groups = 2 if kind.scale_axis_out else config.chunk // padded_group + 3
-        entries = config.chunk + STEP * groups
+        unit = unit_words(kind.group)
+        units = -(-(config.chunk // 32) // unit) + 3
+        words = units * unit
+        list_steps = -(-(config.chunk // STEP) // config.column_warps) + 1
+        one_list = round_up(list_steps * STEP * 4 * (1 + self.rows) + list_steps * 4, 16)
         scale_bytes = FORMAT_BYTES[kind.scale_format] + FORMAT_BYTES[kind.zero_format]
-        staged = 32 if kind.scale_axis_out else groups * self.tile * scale_bytes
+        staged = 1 if kind.scale_axis_out else 1024 // kind.bits * scale_bytes
+        warps = config.row_warps * config.column_warps
         reduced = config.column_warps * self.tile * self.rows * 4
-        listed = self.rows * 4 * (config.chunk + entries) + entries * 2 + entries // STEP * 2
-        gathers = config.chunk // 2 if self.x_format == NONE else 0
-        marks = config.chunk // 8 * 5 + self.rows * config.threads // 8
-        return round_up(max(staged, reduced) + reduced + listed + gathers + marks + 192, 16)
+        listed = config.column_warps * one_list + round_up(warps * 2 * staged, 16)
+        gathers = words * 16 if self.x_format == NONE else 0
+        marks = words * 4 + self.rows * warps * 4 + 64
+        return round_up(reduced + max(listed, reduced) + self.rows * words * 128 + gathers + marks, 16)
 
     @property
     def macros(self) -> dict[str, int]:
@@ -129,9 +144,11 @@ class Gemv:
             "COLUMN_WARPS": config.column_warps,
             "BLOCKS_PER_SM": config.blocks_per_sm,
             "CHUNK": config.chunk,
+            "PARTS": self.parts,
             "DEPTH": config.depth,
             "PERMUTED": int(kind.permuted),
             "EARLY": config.early if self.sparse else config.early_dense,
+            "KNOWN": config.known,
             "LOCKSTEP": int(config.lockstep),
             "FETCH": config.fetch,
             "IN_TILE": self.in_tile,
@@ -146,15 +163,24 @@ class Gemv:
             columns: most columns that a block gets of one tile.
             shared_limit: bytes of shared memory that a block may take.
         """
-        chunk = self.config.chunk
+        chunk, column_warps = self.config.chunk, self.config.column_warps
         while chunk // 2 >= max(columns, 128):
             chunk //= 2
-        while chunk >= 64:
-            fitted = dataclasses.replace(self, config=dataclasses.replace(self.config, chunk=chunk))
-            if fitted.shared_bytes <= shared_limit:
-                return fitted
-            chunk //= 2
+        while column_warps:
+            while chunk >= 64:
+                config = dataclasses.replace(self.config, chunk=chunk, column_warps=column_warps)
+                fitted = dataclasses.replace(self, config=config)
+                if fitted.shared_bytes <= shared_limit:
+                    return fitted
+                chunk //= 2
+            chunk, column_warps = 64, column_warps // 2  # sums and scales of fewer warps
         return None
+
+
+def unit_words(group: int) -> int:
+    """Words of 32 columns of a unit: the largest divisor of a group's that a lane scans."""
+    words = round_up(group, 32) // 32
+    return max(unit for unit in range(1, MOST_UNIT_WORDS + 1) if words % unit == 0)
 
 
 def count_tiles(layout: Layout, tile: int) -> int:

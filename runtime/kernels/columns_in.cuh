@@ -1,5 +1,5 @@
-// scale_axis "in": a scale and a zero per (row, group). They lie in shared memory before the first column is
-// read, and enter once a group: out += scale * (sum of code * x - zero * sum of x).
+// scale_axis "in": a scale and a zero per (row, group). Every warp copies those of its rows to shared memory a unit ahead,
+// and they enter once a unit: out += scale * (sum of code * x - zero * sum of x).
 #pragma once
 
 constexpr int SETS = FIELDS / 2 * (4 / SHARING);
@@ -37,44 +37,47 @@ DEVICE long long scale_offset(const Arguments& a, const Tile& t, int group) {
   return (long long)t.band_start * div_up(a.k, GROUP) + (long long)group * t.band_rows + t.row;
 }
 
-DEVICE int first_group(const Piece& p) { return p.word / GROUP_WORDS; }
-DEVICE int groups_of(const Piece& p) { return (p.word + p.words - 1) / GROUP_WORDS - first_group(p) + 1; }
-
 // Asks L2 for the scales before the previous kernel is done: x is not known yet, but all scales will be read. A
 // prefetch returns no data, so it is safe even when that kernel wrote them.
-DEVICE void prefetch_scales(const Arguments& a, const Piece& p) {
-  const Weight& w = a.weights[p.tile.weight];
+DEVICE void prefetch_scales(const Shared& s, const Arguments& a, const Cut& cut) {
   constexpr int SCALE_LINES = div_up(TILE * format_bytes(SCALE_FORMAT), 128);
   constexpr int ZERO_LINES = div_up(TILE * format_bytes(ZERO_FORMAT), 128);
-  const int lines = groups_of(p) * (SCALE_LINES + ZERO_LINES);
 #pragma unroll 1
-  for (int i = threadIdx.x; i < lines; i += THREADS) {
-    const int group = i / (SCALE_LINES + ZERO_LINES), line = i % (SCALE_LINES + ZERO_LINES);
-    const bool zero = line >= SCALE_LINES;
-    const int bytes = zero ? format_bytes(ZERO_FORMAT) : format_bytes(SCALE_FORMAT);
-    const int at = (zero ? line - SCALE_LINES : line) * 128;
-    if (at < p.tile.rows * bytes)
-      prefetch_l2(static_cast<const u8*>(zero ? w.zero : w.scale) +
-                  scale_offset(a, p.tile, first_group(p) + group) * bytes + at);
+  for (int piece = 0; piece < 2; ++piece) {
+    const int words = piece ? cut.second : cut.first;
+    if (!words) continue;
+    const Tile& t = s.tiles[piece];
+    const Weight& w = a.weights[t.weight];
+    const int from = piece ? 0 : cut.from, first = from / GROUP_WORDS;
+    const int groups = (from + words - 1) / GROUP_WORDS - first + 1;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < groups * (SCALE_LINES + ZERO_LINES); i += THREADS) {
+      const int group = i / (SCALE_LINES + ZERO_LINES), line = i % (SCALE_LINES + ZERO_LINES);
+      const bool zero = line >= SCALE_LINES;
+      const int bytes = zero ? format_bytes(ZERO_FORMAT) : format_bytes(SCALE_FORMAT);
+      const int at = (zero ? line - SCALE_LINES : line) * 128;
+      if (at < t.rows * bytes)
+        prefetch_l2(static_cast<const u8*>(zero ? w.zero : w.scale) + scale_offset(a, t, first + group) * bytes + at);
+    }
   }
 }
 
-// Starts the copies of a piece's scales, `after` groups into the staged ones.
-DEVICE void stage_scales(Shared& s, const Arguments& a, const Piece& p, int after) {
-  constexpr int SCALE_BYTES = format_bytes(SCALE_FORMAT), SCALE_PIECES = TILE * SCALE_BYTES / 16;
-  constexpr int ZERO_BYTES = format_bytes(ZERO_FORMAT), ZERO_PIECES = TILE * ZERO_BYTES / 16;
-  const Weight& w = a.weights[p.tile.weight];
-  constexpr int IDLE = WARPS == 1 ? 0 : 32;  // the first warp is elsewhere
-#pragma unroll 1
-  for (int i = threadIdx.x - IDLE; i < groups_of(p) * (SCALE_PIECES + ZERO_PIECES); i += THREADS - IDLE) {
-    const int group = i / (SCALE_PIECES + ZERO_PIECES), piece = i % (SCALE_PIECES + ZERO_PIECES);
-    const bool zero = piece >= SCALE_PIECES;
-    const int bytes = zero ? ZERO_BYTES : SCALE_BYTES, at = (zero ? piece - SCALE_PIECES : piece) * 16;
-    if (at < p.tile.rows * bytes)
-      copy_16_to_shared(s.staged + (zero ? STAGED_SCALE : 0) + (after + group) * TILE * bytes + at,
-                        static_cast<const u8*>(zero ? w.zero : w.scale) +
-                            scale_offset(a, p.tile, first_group(p) + group) * bytes + at);
+constexpr int SCALE_BYTES = WARP_ROWS * format_bytes(SCALE_FORMAT), ZERO_BYTES = WARP_ROWS * format_bytes(ZERO_FORMAT);
+
+// Starts the copy of a group's scales and zeros for the rows of one warp.
+DEVICE void stage_scales(u8* to, const Arguments& a, const Tile& t, int group, int row_warp) {
+  const Weight& w = a.weights[t.weight];
+  const long long offset = scale_offset(a, t, group) + row_warp * WARP_ROWS;
+  const int rows = t.rows - row_warp * WARP_ROWS;
+#pragma unroll
+  for (int i = 0; i < div_up(SCALE_BYTES + ZERO_BYTES, 512); ++i) {
+    const int at = (i * 32 + threadIdx.x % 32) * 16;
+    const bool zero = at >= SCALE_BYTES;
+    const int bytes = zero ? format_bytes(ZERO_FORMAT) : format_bytes(SCALE_FORMAT), in_part = zero ? at - SCALE_BYTES : at;
+    if (at < SCALE_BYTES + ZERO_BYTES && in_part < rows * bytes)
+      copy_16_to_shared(to + at, static_cast<const u8*>(zero ? w.zero : w.scale) + offset * bytes + in_part);
   }
+  close_copies();
 }
 
 struct Products {
@@ -107,16 +110,16 @@ struct Products {
     }
   }
 
-  DEVICE void apply_scales(Sums& sums, const Shared& s, int group, int row_warp, float unscale) const {
+  DEVICE void apply_scales(Sums& sums, const u8* staged, float unscale) const {
     const float x_sum = (ones[0] + ones[1]) * unscale;
 #pragma unroll
     for (int h = 0; h < 4 / SHARING; ++h)
 #pragma unroll
       for (int f = 0; f < FIELDS; ++f) {
         const float* c = sets[h * (FIELDS / 2) + f % (FIELDS / 2)] + (f < FIELDS / 2 ? 0 : 2);
-        const int at = group * TILE + tile_row(row_warp, h * SHARING + mma_word(), f);
-        const float scale = load_as_float<SCALE_FORMAT>(s.staged, at);
-        const float zero = load_as_float<ZERO_FORMAT>(s.staged + STAGED_SCALE, at);
+        const int at = tile_row(0, h * SHARING + mma_word(), f);
+        const float scale = load_as_float<SCALE_FORMAT>(staged, at);
+        const float zero = load_as_float<ZERO_FORMAT>(staged + SCALE_BYTES, at);
         const float codes = (c[0] + c[1]) * unscale * field_unit(f % (FIELDS / 2));
         if (ZERO_KIND == ADD_FLOAT) sums.rows[h][f] += fmaf(scale, codes, zero * x_sum);
         else sums.rows[h][f] = fmaf(scale, fmaf(-zero, x_sum, codes), sums.rows[h][f]);
@@ -124,75 +127,94 @@ struct Products {
   }
 };
 
-// Where a lane reads the codes of a piece.
+// Where a lane reads the codes of a tile.
 struct Source {
   const u8* base;
   u32 stride;
   bool exists;
 
-  DEVICE Source(const Arguments& a, const Piece& p, int row_warp) {
+  DEVICE Source(const Arguments& a, const Tile& t, int row_warp) {
     const int g = threadIdx.x % 32 / 4;
-    const Tile& t = p.tile;
     exists = row_warp * WARP_ROWS + g / LANES_PER_BLOCK * BLOCK_ROWS < t.rows;
     stride = u32(t.band_rows) * BITS / 8;
     base = static_cast<const u8*>(a.weights[t.weight].codes) + (u64)t.band_start * a.k * BITS / 8 +
-           (u64)p.first_column() * stride + (t.row + row_warp * WARP_ROWS) * BITS / 8 + g * 16;
+           (t.row + row_warp * WARP_ROWS) * BITS / 8 + g * 16;
   }
 };
 
-// Adds this warp's steps to `sums`. Those of the first piece go to shared memory when it closes, and `sums` goes on
-// with the second.
-DEVICE void accumulate(Shared& s, const Arguments& a, const Piece& first, const Piece& second, Sums& sums, int row_warp,
-                       int column_warp, Steps steps) {
+// Adds the steps of a column warp's list to `sums`. The first `own_first` are of the first piece; when that closes, its
+// sums go to shared memory, and `sums` goes on with the second.
+DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cut& cut, Sums& sums, int row_warp,
+                       int column_warp, int steps, int own_first, int units, float unscale) {
   const int g = threadIdx.x % 32 / 4;
-  const u16* parts = s.parts[g % TAKEN / 2][g % 2];
+  const u16* parts = list.parts[g % TAKEN / 2][g % 2];
   u32 keep[SHARING];
 #pragma unroll
   for (int v = 0; v < SHARING; ++v) keep[v] = g / TAKEN == v ? ~0u : 0u;
-  const float unscale = s.unscale[mma_row()];
 
-  int step = steps.all * column_warp / COLUMN_WARPS;
-  const int end = steps.all * (column_warp + 1) / COLUMN_WARPS;
-  bool in_first = step < steps.first;
-  Source from(a, in_first ? first : second, row_warp);
+  const Source first(a, s.tiles[0], row_warp), second(a, s.tiles[1], row_warp);
+  // As differences, not as a choice between two structs, which would put them in local memory.
+  const long long to_first = first.base - second.base;
+  const u32 to_first_stride = first.stride - second.stride;
   auto load = [&](Codes& codes, int at) {
-    if (in_first && at >= steps.first) {
-      from = Source(a, second, row_warp);
-      in_first = false;
-    }
-    int column[4];
-    columns_of_step(s, at, column);
-    load_codes(codes, column, from.base, from.stride, from.exists);
+    u32 column[4];
+    columns_of_step(list, at, column);
+    const bool in_first = at < own_first;
+    load_codes(codes, column, second.base + (in_first ? to_first : 0), second.stride + (in_first ? to_first_stride : 0),
+               (in_first && first.exists) || (!in_first && second.exists));
   };
-  bool open = first.closes;
-  auto close_first = [&] {
-    sums.store(s.reduced_first, row_warp, column_warp);
-    sums.clear();
-    open = false;
+  u8(*staged)[GROUP_BYTES] = s.staged[threadIdx.x / 32];
+  auto stage = [&](int unit) {
+    if (unit < units) {
+      const u32 record = list.units[unit];
+      stage_scales(staged[unit % 2], a, s.tiles[record >> 31], record >> 16 & 0x7fff, row_warp);
+    } else {
+      close_copies();  // counted all the same
+    }
   };
 
   Codes ring[DEPTH];
 #pragma unroll
-  for (int d = 0; d < DEPTH; ++d)
-    if (step + d < end) load(ring[d], step + d);
-  if (open && step >= steps.first) close_first();
+  for (int d = 0; d < DEPTH; ++d) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) ring[d].column[c] = make_uint4(0, 0, 0, 0);
+    if (d < steps) load(ring[d], d);
+  }
+  stage(0);
+  stage(1);
+  bool open = cut.first_closes;
+  if (open && own_first == 0) {
+    sums.store(s.reduced_first, row_warp, column_warp);
+    sums.clear();
+    open = false;
+  }
   Products products;
   products.clear();
-  while (step < end) {
+  int step = 0, unit = 0, stop = steps ? list.units[0] & 0xffff : 0;
+  while (step < steps) {
 #pragma unroll
     for (int d = 0; d < DEPTH; ++d) {
-      if (step < end) {
+      if (step < steps) {
         products.add(ring[d], parts, step, keep);
-        if (step + DEPTH < end) load(ring[d], step + DEPTH);
+        if (step + DEPTH < steps) load(ring[d], step + DEPTH);
         keep_step(column_warp);
-        const int group = s.step_group[step];
-        if (++step == end || s.step_group[step] != group) {
-          products.apply_scales(sums, s, group, row_warp, unscale);
+        if (++step == stop) {
+          wait_for_copies_but<1>();
+          __syncwarp();
+          products.apply_scales(sums, staged[unit % 2], unscale);
           products.clear();
-          if (open && step >= steps.first) close_first();
+          __syncwarp();
+          stage(unit + 2);
+          ++unit;
+          if (step < steps) stop = list.units[unit] & 0xffff;
+          if (open && step == own_first) {
+            sums.store(s.reduced_first, row_warp, column_warp);
+            sums.clear();
+            open = false;
+          }
         }
       }
     }
   }
-  if (open) close_first();
+  wait_for_copies_but<0>();
 }

@@ -3,6 +3,7 @@
 // fragment row uses the column of its own block, and the minimum is a plain sum beside.
 #pragma once
 
+DEVICE int mma_row() { return 0; }
 DEVICE int lane_block() { return threadIdx.x % 32 / 4 / LANES_PER_BLOCK; }
 
 struct Sums {
@@ -23,15 +24,16 @@ struct Sums {
   }
 };
 
-DEVICE void prefetch_scales(const Arguments&, const Piece&) {}
-DEVICE void stage_scales(Shared&, const Arguments&, const Piece&, int) {}
-DEVICE int groups_of(const Piece&) { return 1; }
+DEVICE void prefetch_scales(const Shared&, const Arguments&, const Cut&) {}
+
+// An integer below 2^23 as a float, without the convert instruction, whose rate is a quarter.
+DEVICE float small_float(u32 value) { return __uint_as_float(value | 0x4b000000u) - 8388608.0f; }
 
 struct Records {
   uint4 column[4];
 };
 
-DEVICE void load_records(Records& records, const int (&column)[4], const u8* base, u32 stride, bool exists) {
+DEVICE void load_records(Records& records, const u32 (&column)[4], const u8* base, u32 stride, bool exists) {
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
     records.column[c] = make_uint4(0, 0, 0, 0);
@@ -58,17 +60,17 @@ struct Products {
     const float2* pairs = reinterpret_cast<const float2*>(entries) + step * (STEP / 2) + threadIdx.x % 4;
     const float2 low = pairs[0], high = pairs[4];
     const float x[4] = {low.x, low.y, high.x, high.y};
-    u16 part[2][4];
+    u16 part[PARTS][4];
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       const uint4 r = records.column[c];
       const u32 top = r.w >> nibble;
-      const float scale6 = float(((r.y >> nibble) & 15) | ((top & 3) << 4));
-      const float min6 = float(((r.z >> nibble) & 15) | ((top & 12) << 2));
+      const float scale6 = small_float((r.y >> nibble & 15) | (top & 3) << 4);
+      const float min6 = small_float((r.z >> nibble & 15) | (top & 12) << 2);
       const float value = x[c] * (from_f16(u16(r.x)) * scale6);
       minimum = fmaf(x[c], from_f16(u16(r.x >> 16)) * min6, minimum);
       part[0][c] = to_f16(value);
-      part[1][c] = to_f16(value - from_f16(part[0][c]));
+      if (PARTS == 2) part[1][c] = to_f16(value - from_f16(part[0][c]));
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -80,7 +82,7 @@ struct Products {
         const u32 a0 = take_field(from[0], f), a1 = take_field(from[0], f + 1);
         const u32 a2 = take_field(from[1], f), a3 = take_field(from[1], f + 1);
 #pragma unroll
-        for (int q = 0; q < 2; ++q) {
+        for (int q = 0; q < PARTS; ++q) {
           const u32 b0 = (part[q][0] | u32(part[q][1]) << 16) & keep[p];
           const u32 b1 = (part[q][2] | u32(part[q][3]) << 16) & keep[p];
           mma_16x8x16(sets[i], a0, a1, a2, a3, b0, b1);
@@ -105,7 +107,7 @@ struct Products {
   }
 };
 
-// Where a lane reads the codes and, as a result column, the records of a piece.
+// Where a lane reads the codes and, as a result column, the records of a tile.
 struct Source {
   const u8* base;
   const u8* records;
@@ -115,66 +117,65 @@ struct Source {
   bool exists;
   bool block_exists;
 
-  DEVICE Source(const Arguments& a, const Piece& p, int row_warp) {
+  DEVICE Source(const Arguments& a, const Tile& t, int row_warp) {
     const int g = threadIdx.x % 32 / 4;
-    const Tile& t = p.tile;
     const Weight& w = a.weights[t.weight];
     const int warp_row = t.row + row_warp * WARP_ROWS;
     exists = row_warp * WARP_ROWS + lane_block() * BLOCK_ROWS < t.rows;
     stride = u32(t.band_rows) * BITS / 8;
-    base = static_cast<const u8*>(w.codes) + (u64)t.band_start * a.k * BITS / 8 + (u64)p.first_column() * stride +
-           warp_row * BITS / 8 + g * 16;
+    base = static_cast<const u8*>(w.codes) + (u64)t.band_start * a.k * BITS / 8 + warp_row * BITS / 8 + g * 16;
     // The lane as a result column: block g % 2 of 128 rows, and in it the (g / 2)-th block of 32.
     const int row = t.band_start + warp_row + g % 2 * BLOCK_ROWS, first_record = t.band_start / 256;
     block_exists = row_warp * WARP_ROWS + g % 2 * BLOCK_ROWS < t.rows;
     const int per_band = div_up(w.band, 256);  // records of a column in full bands; the last one may hold fewer
     const int per_column = div_up(t.band_start + t.band_rows, 256) - first_record;
-    records = static_cast<const u8*>(w.scale) + 16 * ((u64)t.band * per_band * a.k +
-                                                      (u64)p.first_column() * per_column + row / 256 - first_record);
+    records = static_cast<const u8*>(w.scale) + 16 * ((u64)t.band * per_band * a.k + row / 256 - first_record);
     record_stride = 16 * per_column;
     nibble = 4 * (row / 128 % 2 * 4 + g / 2);
   }
 };
 
-// As for the scale axis "in": this warp's steps to `sums`, those of a closing first piece to shared memory.
-DEVICE void accumulate(Shared& s, const Arguments& a, const Piece& first, const Piece& second, Sums& sums, int row_warp,
-                       int column_warp, Steps steps) {
+// As for the scale axis "in": the steps of a column warp's list to `sums`, those of a closing first piece to shared memory.
+DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cut& cut, Sums& sums, int row_warp,
+                       int column_warp, int steps, int own_first, int, float unscale) {
   const int g = threadIdx.x % 32 / 4;
   u32 keep[4];
 #pragma unroll
   for (int p = 0; p < 4; ++p) keep[p] = g / 2 == p ? ~0u : 0u;
-  const int begin = steps.all * column_warp / COLUMN_WARPS, end = steps.all * (column_warp + 1) / COLUMN_WARPS;
 #pragma unroll 1
   for (int i = 0; i < 2; ++i) {
-    const Source from(a, i ? second : first, row_warp);
-    int step = i ? max(begin, steps.first) : begin;
-    const int stop = i ? end : min(end, steps.first);
+    const Source from(a, s.tiles[i], row_warp);
+    int step = i ? own_first : 0;
+    const int stop = i ? steps : own_first;
     Codes ring[DEPTH];
     Records record_ring[DEPTH];
     auto load = [&](Codes& codes, Records& records, int at) {
-      int column[4];
-      columns_of_step(s, at, column);
+      u32 column[4];
+      columns_of_step(list, at, column);
       load_records(records, column, from.records, from.record_stride, from.block_exists);
       load_codes(codes, column, from.base, from.stride, from.exists);
     };
 #pragma unroll
-    for (int d = 0; d < DEPTH; ++d)
+    for (int d = 0; d < DEPTH; ++d) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) ring[d].column[c] = make_uint4(0, 0, 0, 0);
       if (step + d < stop) load(ring[d], record_ring[d], step + d);
+    }
     Products products;
     products.clear();
     while (step < stop) {
 #pragma unroll
       for (int d = 0; d < DEPTH; ++d) {
         if (step < stop) {
-          products.add(ring[d], record_ring[d], s.entries[0], step, from.nibble, keep);
+          products.add(ring[d], record_ring[d], list.entries[0], step, from.nibble, keep);
           if (step + DEPTH < stop) load(ring[d], record_ring[d], step + DEPTH);
           keep_step(column_warp);
           ++step;
         }
       }
     }
-    products.apply(sums, s.unscale[0]);
-    if (i == 0 && first.closes) {
+    products.apply(sums, unscale);
+    if (i == 0 && cut.first_closes) {
       sums.store(s.reduced_first, row_warp, column_warp);
       sums.clear();
     }

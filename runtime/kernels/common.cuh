@@ -107,9 +107,18 @@ DEVICE void copy_16_to_shared(void* shared, const void* global) {
 #endif
 }
 
-DEVICE void wait_for_copies() {
+// Ends a batch of such copies.
+DEVICE void close_copies() {
 #if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most the newest N batches of this thread are under way.
+template <int N>
+DEVICE void wait_for_copies_but() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 #endif
 }
 

@@ -4,8 +4,9 @@
 // One launch covers up to three weights that share x (q, k, v or gate, up). Their bands are cut into tiles of
 // TILE = 256 * ROW_WARPS rows (4 bits), and the flat (tile, column) space is dealt evenly to a one-wave grid, so every
 // block does the same work whatever the shapes. Blocks leave partial sums; `zigzag_combine`, or the next GEMV of an MLP
-// while it selects, adds them up in block order: the same bits every run, without atomics. A block thresholds and compacts its own piece of x in shared memory
-// (no index kernel, no index list in global memory), then its warps share the active list evenly.
+// while it selects, adds them up in block order: the same bits every run, without atomics. A block thresholds its own
+// piece of x and keeps the list of active columns in shared memory (no index kernel, no index list in global memory);
+// its column warps share the list evenly.
 //
 // Arithmetic: a field of q bits ANDed out of a 16-bit half is a subnormal fp16 of value code * 2^(offset - 24), so the
 // codes enter the tensor cores as they lie, exactly, for one AND each. x is scaled by a power of two and split in
@@ -13,8 +14,8 @@
 //
 // Macros: BITS, SCALE_AXIS_OUT, GROUP, SCALE_FORMAT, ZERO_FORMAT, ZERO_KIND, X_FORMAT (NONE: x is the activated middle
 // of an MLP, given as partial sums), HAS_GATE, ACTIVATION, OUT_FORMAT (of zigzag_combine), SPARSE, PERMUTED,
-// ROWS, ROW_WARPS, COLUMN_WARPS, BLOCKS_PER_SM, CHUNK, DEPTH, EARLY, LOCKSTEP, FETCH, IN_TILE (rows of the tiles that made the
-// middle), SHARED_BYTES, ARGUMENT_BYTES.
+// ROWS, ROW_WARPS, COLUMN_WARPS, BLOCKS_PER_SM, CHUNK (columns of a pass), PARTS (fp16 parts of x),
+// DEPTH, EARLY, KNOWN, LOCKSTEP, FETCH, IN_TILE (rows of the tiles that made the middle), SHARED_BYTES, ARGUMENT_BYTES.
 #include "common.cuh"
 
 struct Arguments {
@@ -28,18 +29,16 @@ struct Arguments {
   int gate_bias_format;
   int up_bias_format;
   int num_weights;
-  int num_tiles;
   int k;
   int rows;
   int per_channel;  // 1: a threshold per entry
   int in_up_tile;   // first tile of up in the launch that made the middle
   int in_blocks;    // its grid
-  int in_words;     // its columns a tile, in words of 32
-  Divider in_all_words;  // of all its tiles
+  Divider in_tiles;      // its tiles
   Divider gate_band;     // tiles are cut inside bands
   Divider up_band;
   Divider words;         // columns of a tile, in words of 32
-  Divider all_words;     // of all tiles
+  Divider tiles;         // of all weights
   Divider blocks;        // the grid of zigzag_gemv
 };
 static_assert(sizeof(Arguments) == ARGUMENT_BYTES, "the Python side packs another struct");
@@ -57,12 +56,19 @@ constexpr int STEP = 16;                    // columns of an mma
 constexpr int GROUP_PADDED = div_up(GROUP, 32) * 32;
 constexpr int GROUP_WORDS = GROUP_PADDED / 32;
 constexpr int CHUNK_WORDS = CHUNK / 32;
-constexpr int MAX_GROUPS = SCALE_AXIS_OUT ? 2 : CHUNK / GROUP_PADDED + 3;  // two pieces, each cut anywhere
-constexpr int LIST = CHUNK + STEP * MAX_GROUPS;
-constexpr u16 PADDING = 0xffff;
-constexpr int STAGED_SCALE = SCALE_AXIS_OUT ? 16 : MAX_GROUPS * TILE * format_bytes(SCALE_FORMAT);
-constexpr int STAGED_ZERO = SCALE_AXIS_OUT ? 16 : MAX_GROUPS * TILE * format_bytes(ZERO_FORMAT);
-constexpr int STAGED = STAGED_SCALE + STAGED_ZERO;
+constexpr int MOST_UNIT_WORDS = 8;
+DEVICE constexpr int unit_words() {
+  int words = 1;
+  for (int w = 1; w <= MOST_UNIT_WORDS; ++w)
+    if (GROUP_WORDS % w == 0) words = w;
+  return words;
+}
+constexpr int UNIT_WORDS = unit_words();
+constexpr int DOMAIN_UNITS = div_up(CHUNK_WORDS, UNIT_WORDS) + 3;  // two pieces, each cut anywhere
+constexpr int DOMAIN_WORDS = DOMAIN_UNITS * UNIT_WORDS;
+constexpr int LIST_STEPS = div_up(CHUNK / STEP, COLUMN_WARPS) + 1;
+constexpr int LIST = LIST_STEPS * STEP;
+constexpr u32 PADDING = ~0u;
 constexpr int REDUCED = COLUMN_WARPS * TILE * ROWS * 4;
 // An mma has 8 result columns. One row of x takes two (high and low part); with fewer than 8 taken, that many
 // words of a lane share one set of sums, each in its own result columns.
@@ -71,7 +77,7 @@ constexpr int QUADS = TILE * ROWS / 4;      // of the sums, in float4
 [[maybe_unused]] constexpr int SHARING = 8 / TAKEN;
 static_assert(ROWS == 1 || ROWS == 2 || ROWS == 4, "rows of a launch");
 static_assert(!SCALE_AXIS_OUT || (BITS == 4 && ROWS == 1), "scale_axis out: 4 bits, one row");
-static_assert(CHUNK % 32 == 0 && CHUNK < 65535, "columns of a chunk are 16-bit");
+static_assert(CHUNK % 32 == 0 && CHUNK / STEP < 65536, "steps of a list are 16-bit");
 
 struct Tile {
   int weight;
@@ -82,16 +88,16 @@ struct Tile {
   int rows;      // rows of the tile that exist, padding to 128 included
 };
 
-// Columns of one tile that a block works on in one pass. A pass has up to two, the end of a tile and the start of the
-// next, so that a block whose share crosses a tile does not wait for memory a second time.
-struct Piece {
-  Tile tile;
-  int index;         // of the tile in the launch
-  int word;          // first virtual column / 32
-  int words;         // 0: no such piece
-  bool closes;       // the block does no more of this tile
-
-  DEVICE int first_column() const;
+// What a block does in one pass: the end of a tile and the start of the next, so that a block whose share crosses a
+// tile does not wait for memory a second time. In words of 32 columns; the same in every thread.
+struct Cut {
+  int tile;      // of the first piece
+  int from;      // where the first piece begins in its tile
+  int first;     // words of the first piece
+  int second;    // of the second, which begins its tile
+  bool two;      // there is a second piece
+  bool first_closes;  // the block does no more of this tile
+  bool second_closes;
 };
 
 struct Steps {
@@ -99,30 +105,36 @@ struct Steps {
   int all;
 };
 
-struct __align__(16) Shared {
-  // Sums of the warps, for the first and the second piece; scales are done with when the second is stored.
-  float reduced_first[REDUCED / 4];
-  union {
-    u8 staged[STAGED];
-    float reduced_second[REDUCED / 4];
-  };
-  float x[ROWS][CHUNK];
-#if X_FORMAT == 4
-  int4 gathers[CHUNK_WORDS];
-#endif
+// The active columns of a column warp.
+struct __align__(16) List {
+  u32 columns[LIST];
   // "in": fp16 high and low parts; "out": the scaled entry itself, its parts depend on the row block.
   union {
     u16 parts[ROWS][2][LIST];
     float entries[ROWS][LIST];
   };
-  u16 columns[LIST];
-  u16 step_group[LIST / STEP];
-  u32 masks[CHUNK_WORDS];
+  u32 units[LIST_STEPS];  // step where the unit ends, its group, whether it belongs to the second piece
+};
+
+constexpr int GROUP_BYTES = SCALE_AXIS_OUT ? 0 : WARP_ROWS * (format_bytes(SCALE_FORMAT) + format_bytes(ZERO_FORMAT));
+
+struct __align__(16) Shared {
+  // Sums of the warps, for the first and the second piece; lists and scales are done with when the second is stored.
+  float reduced_first[REDUCED / 4];
+  union {
+    struct {
+      List lists[COLUMN_WARPS];
+      __align__(16) u8 staged[WARPS][2][GROUP_BYTES + SCALE_AXIS_OUT];  // scales and zeros of a warp's rows: this unit, the next
+    };
+    float reduced_second[REDUCED / 4];
+  };
+  float x[ROWS][DOMAIN_WORDS * 32];
+#if X_FORMAT == 4
+  int4 gathers[DOMAIN_WORDS];
+#endif
+  __align__(16) u32 masks[DOMAIN_WORDS];
   u32 largest[ROWS][WARPS];
-  int4 places[CHUNK_WORDS];
-  Steps steps;
-  Piece pieces[2];  // here and not in registers: they live as long as the sums do
-  float unscale[ROWS];
+  Tile tiles[2];  // of the pieces
 };
 static_assert(sizeof(Shared) <= SHARED_BYTES, "shared memory of the launch");
 
@@ -150,21 +162,17 @@ struct Codes {
 
 DEVICE u32 word_of(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
-DEVICE void columns_of_step(const Shared& s, int step, int (&column)[4]) {
-  const u32* pairs = reinterpret_cast<const u32*>(s.columns) + step * (STEP / 2) + threadIdx.x % 4;
-  const u32 low = pairs[0], high = pairs[4];
-  column[0] = low & 0xffff;
-  column[1] = low >> 16;
-  column[2] = high & 0xffff;
-  column[3] = high >> 16;
+DEVICE void columns_of_step(const List& list, int step, u32 (&column)[4]) {
+  const uint2* pairs = reinterpret_cast<const uint2*>(list.columns) + step * (STEP / 2) + threadIdx.x % 4;
+  const uint2 low = pairs[0], high = pairs[4];
+  column[0] = low.x, column[1] = low.y, column[2] = high.x, column[3] = high.y;
 }
 
-DEVICE void load_codes(Codes& codes, const int (&column)[4], const u8* base, u32 stride, bool lane_exists) {
+// A column that is padding keeps what the registers held: its entry of x is 0, and every code is finite.
+DEVICE void load_codes(Codes& codes, const u32 (&column)[4], const u8* base, u32 stride, bool lane_exists) {
 #pragma unroll
-  for (int c = 0; c < 4; ++c) {
-    codes.column[c] = make_uint4(0, 0, 0, 0);
+  for (int c = 0; c < 4; ++c)
     if (lane_exists && column[c] != PADDING) codes.column[c] = load_streaming(base + (u64)column[c] * stride);
-  }
 }
 
 // The 16-bit halves of word i of a lane's four columns, paired as an mma fragment wants them.
@@ -193,10 +201,16 @@ DEVICE u32 take_field(u32 halves, int f) {
 // What brings a sum of field f back to whole codes: 2^(24 - bit offset).
 DEVICE constexpr float field_unit(int f) { return float(1u << (24 - f % FIELDS_PER_BYTE * BITS)); }
 
+// A barrier of the row warps of a column warp, which share a list.
+DEVICE void join_row_warps(int column_warp) {
+  static_assert(ROW_WARPS == 1 || COLUMN_WARPS < 16, "a block has 16 barriers");
+  if (ROW_WARPS == 1) __syncwarp();
+  else asm volatile("bar.sync %0, %1;" ::"r"(1 + column_warp), "n"(32 * ROW_WARPS) : "memory");
+}
+
 // Keeps the row warps of a column warp on the same step, so that they ask memory for neighbouring pieces together.
 DEVICE void keep_step(int column_warp) {
-  if (LOCKSTEP && ROW_WARPS > 1 && COLUMN_WARPS < 16)
-    asm volatile("bar.sync %0, %1;" ::"r"(1 + column_warp), "n"(32 * ROW_WARPS) : "memory");
+  if (LOCKSTEP && ROW_WARPS > 1) join_row_warps(column_warp);
 }
 
 #if SCALE_AXIS_OUT
@@ -223,93 +237,111 @@ DEVICE void publish(const Arguments& a, const float* reduced, int tile) {
 
 // Asks L2 for the first EARLY columns of the block's share before the previous kernel is done and the active ones are
 // known: memory would be idle. As with the scales, a prefetch returns no data, so it is safe.
-DEVICE void prefetch_codes(const Arguments& a, const Piece& first, const Piece& second) {
+DEVICE void prefetch_codes(const Shared& s, const Arguments& a, const Cut& cut) {
   constexpr int LINES = TILE * BITS / 8 / 128;  // of a column
-  const int words = first.words + second.words;
+  const int words = cut.first + cut.second;
 #pragma unroll 1
   for (int i = threadIdx.x; i < EARLY * LINES; i += THREADS) {
     const int line = i % LINES, column = i / LINES;  // spread over the places where the column warps start
     const int at = words * 32 * (column % COLUMN_WARPS) / COLUMN_WARPS + column / COLUMN_WARPS;
     if (at >= words * 32) continue;
-    const Tile& t = (at / 32 < first.words ? first : second).tile;
-    const int v = virtual_word(first, second, at / 32) * 32 + at % 32;
+    const bool second = at / 32 >= cut.first;
+    const Tile& t = s.tiles[second];
+    const int v = at + (second ? -cut.first : cut.from) * 32;
     if (!exists(v, a.k) || line * 128 >= t.rows * BITS / 8) continue;
     prefetch_l2(static_cast<const u8*>(a.weights[t.weight].codes) +
                 ((u64)t.band_start * a.k + (u64)column_of(v) * t.band_rows + t.row) * BITS / 8 + line * 128);
   }
 }
 
-// The pieces of the next pass over [at, end); two threads, one piece each.
-DEVICE void cut_pieces(Shared& s, const Arguments& a, int at, int end) {
-  const int i = threadIdx.x, index = divide(at, a.words), words = a.words.value, word = at - index * words;
-  const int left = min(words - word, end - at), taken = min(left, CHUNK_WORDS);
-  const int rest = taken == left ? min(words, end - at - taken) : 0;  // of the next tile
-  const int more = min(rest, CHUNK_WORDS - taken);
-  Piece& p = s.pieces[i];
-  p.index = i && more ? index + 1 : index;
-  p.tile = find_tile(a, p.index);
-  p.word = i ? 0 : word;
-  p.words = i ? more : taken;
-  p.closes = i ? more && more == rest : taken == left;
-}
+// The block's share of the flat space, and the part of it that a pass takes from word `from` of a tile on.
+struct Share {
+  int begin, end, words, last_tile;
+
+  DEVICE explicit Share(const Arguments& a) : words(a.words.value) {
+    const int b = blockIdx.x, all = a.tiles.value * words;
+    begin = divide(b * all, a.blocks), end = divide((b + 1) * all, a.blocks);
+    last_tile = divide((b + 1) * a.tiles.value - 1, a.blocks);
+  }
+
+  DEVICE Cut cut(int tile, int from) const {
+    Cut c;
+    c.tile = tile;
+    c.from = from;
+    const int left = max(min(end - tile * words, words) - from, 0);
+    c.first = min(left, CHUNK_WORDS);
+    c.first_closes = c.first == left;
+    c.two = c.first_closes && tile < last_tile;
+    const int next = c.two ? max(min(end - (tile + 1) * words, words), 0) : 0;
+    c.second = min(next, CHUNK_WORDS - c.first);
+    c.second_closes = c.two && c.second == next;
+    return c;
+  }
+
+  DEVICE Cut first_cut(const Arguments& a) const {
+    const int tile = divide(blockIdx.x * a.tiles.value, a.blocks);
+    return cut(tile, max(begin - tile * words, 0));
+  }
+
+  // False when nothing is left.
+  DEVICE bool next(Cut& c) const {
+    const int tile = c.tile + int(c.first_closes) + int(c.second_closes);
+    if (tile > last_tile) return false;
+    c = cut(tile, c.second_closes ? 0 : c.two ? c.second : c.first_closes ? 0 : c.from + c.first);
+    return true;
+  }
+};
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 zigzag_gemv(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(16) u8 shared_bytes[];
   Shared& s = *reinterpret_cast<Shared*>(shared_bytes);
-  int at = start_of(blockIdx.x, a.all_words.value, a.blocks);
-  const int end = start_of(blockIdx.x + 1, a.all_words.value, a.blocks);
   const int row_warp = threadIdx.x / 32 % ROW_WARPS, column_warp = threadIdx.x / 32 / ROW_WARPS;
-
-  launch_dependents();
+  List& list = s.lists[column_warp];
   Sums sums;
   sums.clear();
-  const Piece &first = s.pieces[0], &second = s.pieces[1];
+
+  launch_dependents();
+  const Share share(a);
+  Cut cut = share.first_cut(a);
   bool waited = false;
-  while (at < end) {
-    if (waited) __syncthreads();  // the last pass still reads its pieces, list and sums
-    if (threadIdx.x < 2) cut_pieces(s, a, at, end);
+  do {
+    if (waited) __syncthreads();  // the last pass still reads its tiles and sums
+    if (threadIdx.x < 2) s.tiles[threadIdx.x] = find_tile(a, cut.tile + (cut.two ? threadIdx.x : 0));
     __syncthreads();
-    at += first.words + second.words;
+    const Domain domain(cut);
     if (!waited) {
-#pragma unroll 1
-      for (int i = 0; i < 2; ++i)
-        if (s.pieces[i].words) prefetch_scales(a, s.pieces[i]);
-      if (EARLY) prefetch_codes(a, first, second);
+      prefetch_scales(s, a, cut);
+      if (EARLY) prefetch_codes(s, a, cut);
     }
-    prepare_gathers(s, a, first, second);
+    prepare_gathers(s, a, domain);
     if (!waited) wait_for_previous_kernel();
     waited = true;
-    predict(s, a, first, second);
+    predict(s, a, cut, domain);
     __syncthreads();
-    // While one warp finds the places, the others fetch the scales.
-    if (threadIdx.x < 32) find_places(s, first, second);
-    if (WARPS == 1 || threadIdx.x >= 32) {
-#pragma unroll 1
-      for (int i = 0; i < 2; ++i)
-        if (s.pieces[i].words) stage_scales(s, a, s.pieces[i], i ? groups_of(first) : 0);
-    }
+    const Steps steps = count_steps(s, domain);
     float scale[ROWS];
+    u32 own_exponent = 0;  // of the row of x whose sums this lane ends with
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       const u32 exponent = exponent_of(s, r);
       scale[r] = scale_of(exponent);
-      if (threadIdx.x == 0) s.unscale[r] = unscale_of(exponent);
+      own_exponent |= r == mma_row() ? exponent : 0;
     }
-    __syncthreads();
-    compact(s, first, second, scale);
-    wait_for_copies();
-    __syncthreads();
-    accumulate(s, a, first, second, sums, row_warp, column_warp, s.steps);
-    if (second.closes) {
-      __syncthreads();  // staged scales make room for the sums
+    const int begin = steps.all * column_warp / COLUMN_WARPS, end = steps.all * (column_warp + 1) / COLUMN_WARPS;
+    const int own_first = min(max(steps.first - begin, 0), end - begin);  // of the first piece
+    const int units = compact(s, list, domain, begin, end, row_warp, scale);
+    join_row_warps(column_warp);
+    accumulate(s, list, a, cut, sums, row_warp, column_warp, end - begin, own_first, units, unscale_of(own_exponent));
+    if (cut.second_closes) {
+      __syncthreads();  // lists and staged scales make room for the sums
       sums.store(s.reduced_second, row_warp, column_warp);
       sums.clear();
     }
     __syncthreads();
-    if (first.closes) publish(a, s.reduced_first, first.index);
-    if (second.closes) publish(a, s.reduced_second, second.index);
-  }
+    if (cut.first_closes) publish(a, s.reduced_first, cut.tile);
+    if (cut.second_closes) publish(a, s.reduced_second, cut.tile + 1);
+  } while (share.next(cut));
 }
 
 // Rows of a tile that a block of zigzag_combine adds up, and the threads that share one: enough blocks for every
@@ -322,9 +354,8 @@ extern "C" __global__ void __launch_bounds__(COMBINED_ROWS * COMBINE_PARTS)
 zigzag_combine(const __grid_constant__ Arguments a) {
   __shared__ float parts[COMBINE_PARTS][COMBINED_ROWS];
   const int index = blockIdx.x * COMBINED_ROWS / TILE, row = blockIdx.x * COMBINED_ROWS % TILE + threadIdx.x % COMBINED_ROWS;
-  const int part = threadIdx.x / COMBINED_ROWS, words = a.words.value, r = blockIdx.y;
-  const int first = owner(index * words, a.all_words, a.blocks.value);
-  const int count = owner((index + 1) * words - 1, a.all_words, a.blocks.value) - first + 1;
+  const int part = threadIdx.x / COMBINED_ROWS, r = blockIdx.y;
+  const int first = first_block(index, a.blocks.value, a.tiles), count = num_blocks(index, a.blocks.value, a.tiles);
   const Tile t = find_tile(a, index);
   const int begin = count * part / COMBINE_PARTS, end = count * (part + 1) / COMBINE_PARTS;
   const float* from = a.partials + ((long long)(first + index) * ROWS + r) * TILE + row;

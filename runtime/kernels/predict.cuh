@@ -1,32 +1,57 @@
-// Predict: which columns of a tile are active, and the list of them that the block's warps share.
+// Predict: which columns are active, and the lists of them that the column warps of a block work through.
+//
+// The columns that a block looks at in one pass are its domain, counted in words of 32. A unit is a group of scales, or
+// a part of one where groups are long; a lane scans a unit, and the active columns of a unit fill whole steps.
 #pragma once
 
 DEVICE int column_of(int v) { return GROUP == GROUP_PADDED ? v : v / GROUP_PADDED * GROUP + v % GROUP_PADDED; }
-
-DEVICE int Piece::first_column() const { return column_of(word * 32); }
 
 DEVICE bool exists(int v, int k) {
   return column_of(v) < k && (GROUP == GROUP_PADDED || v % GROUP_PADDED < GROUP);
 }
 
-// Word `p` of the flat space belongs to the block that this returns; block b starts at words * b / blocks.
+// A block takes an equal share of the flat space of tiles; `b * tiles / blocks` says which tiles, however many words a
+// tile has, so that a consumer of the sums need not know it. A share may be empty at either end.
 // The launcher refuses a space where the products would leave 31 bits.
-DEVICE int owner(int p, const Divider& words, int blocks) { return divide((p + 1) * blocks - 1, words); }
-DEVICE int start_of(int block, int words, const Divider& blocks) { return divide(words * block, blocks); }
-
-// Word of a tile that is the `word`-th of a pass.
-DEVICE int virtual_word(const Piece& first, const Piece& second, int word) {
-  return word < first.words ? first.word + word : second.word + word - first.words;
+DEVICE int first_block(int tile, int blocks, const Divider& tiles) { return divide(tile * blocks, tiles); }
+DEVICE int num_blocks(int tile, int blocks, const Divider& tiles) {
+  return divide((tile + 1) * blocks - 1, tiles) - divide(tile * blocks, tiles) + 1;
 }
+
+// The domain of a pass: units of the first piece, then of the second.
+struct Domain {
+  int first_unit;   // of the first piece
+  int first_units;  // 0: the first piece is empty
+  int units;
+
+  DEVICE explicit Domain(const Cut& cut) {
+    first_unit = cut.from / UNIT_WORDS;
+    first_units = cut.first ? (cut.from + cut.first - 1) / UNIT_WORDS - first_unit + 1 : 0;
+    units = first_units + div_up(cut.second, UNIT_WORDS);
+  }
+
+  DEVICE bool in_first(int word) const { return word < first_units * UNIT_WORDS; }
+
+  // Which word of its tile the domain's word is.
+  DEVICE int word_of_tile(int word) const {
+    return word + (in_first(word) ? first_unit : -first_units) * UNIT_WORDS;
+  }
+
+  // A unit that a piece shares with another block has words that are not the block's.
+  DEVICE bool has(const Cut& cut, int word) const {
+    const int of_tile = word_of_tile(word);
+    return in_first(word) ? of_tile >= cut.from && of_tile < cut.from + cut.first
+                          : word < units * UNIT_WORDS && of_tile < cut.second;
+  }
+};
 
 #if X_FORMAT == 4
 // Where the parts of a row of the middle lie: the first, as an index of floats, and how many.
 DEVICE int2 parts_of(const Arguments& a, int first_tile, const Divider& band_size, int row) {
   const int per_band = div_up(band_size.value, IN_TILE), band = divide(row, band_size), in_band = row - band * band_size.value;
   const int tile = first_tile + band * per_band + in_band / IN_TILE;
-  const int first = owner(tile * a.in_words, a.in_all_words, a.in_blocks);
-  return make_int2((first + tile) * IN_TILE + in_band % IN_TILE,
-                   owner((tile + 1) * a.in_words - 1, a.in_all_words, a.in_blocks) - first + 1);
+  return make_int2((first_block(tile, a.in_blocks, a.in_tiles) + tile) * IN_TILE + in_band % IN_TILE,
+                   num_blocks(tile, a.in_blocks, a.in_tiles));
 }
 
 DEVICE int4 gather_of(const Arguments& a, int k) {
@@ -62,20 +87,20 @@ constexpr bool GATHER_BY_WORD = GROUP == GROUP_PADDED && !PERMUTED;
 #endif
 
 // Works out, before the previous kernel is done, where the pass will find its x.
-DEVICE void prepare_gathers(Shared& s, const Arguments& a, const Piece& first, const Piece& second) {
+DEVICE void prepare_gathers(Shared& s, const Arguments& a, const Domain& domain) {
 #if X_FORMAT == 4
   if (!GATHER_BY_WORD) return;
 #pragma unroll 1
-  for (int word = threadIdx.x; word < first.words + second.words; word += THREADS)
-    s.gathers[word] = gather_of(a, virtual_word(first, second, word) * 32);
+  for (int word = threadIdx.x; word < domain.units * UNIT_WORDS; word += THREADS)
+    s.gathers[word] = gather_of(a, min(domain.word_of_tile(word) * 32, a.k - 1));
   __syncthreads();
 #endif
 }
 
 // The input that a column takes: the columns of a permuted weight are stored in another order.
-DEVICE int input_of(const Arguments& a, const Piece& p, int column) {
+DEVICE int input_of(const Arguments& a, const Tile& t, int column) {
 #if PERMUTED
-  return __ldg(a.weights[p.tile.weight].perm + column);
+  return __ldg(a.weights[t.weight].perm + column);
 #else
   return column;
 #endif
@@ -100,11 +125,44 @@ DEVICE u32 warp_max(u32 value) {
 #endif
 }
 
-constexpr int AT_ONCE = 2;  // words of x that a warp waits for together
+DEVICE int warp_sum(int value) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_add_sync(ALL_LANES, value);
+#else
+#pragma unroll
+  for (int offset = 16; offset; offset >>= 1) value += __shfl_xor_sync(ALL_LANES, value, offset);
+  return value;
+#endif
+}
 
-// Reads the entries of both pieces and marks the active ones: s.x, s.masks, and the largest magnitude of each warp.
-DEVICE void predict(Shared& s, const Arguments& a, const Piece& first, const Piece& second) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, words = first.words + second.words;
+// Asks L2 for active columns as soon as they are known to be active: the list is not ready yet, and memory is idle. Only
+// for the first KNOWN words of each column warp's share, which will be read first; the warp that marked a word asks for it.
+DEVICE void prefetch_known(const Shared& s, const Arguments& a, const Cut& cut, const Domain& domain) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, all = cut.first + cut.second;
+  const int share = div_up(all, COLUMN_WARPS);
+  __syncwarp();
+#pragma unroll 1
+  for (int i = 0; i < KNOWN * COLUMN_WARPS; ++i) {
+    const int of_pass = i / KNOWN * share + i % KNOWN;
+    const bool second = of_pass >= cut.first;
+    const int of_tile = second ? of_pass - cut.first : of_pass + cut.from;
+    const int word = of_tile + (second ? domain.first_units : -domain.first_unit) * UNIT_WORDS;
+    if (of_pass >= all || word % WARPS != warp || !(s.masks[word] >> lane & 1)) continue;
+    const Tile& t = s.tiles[second];
+    const u8* from = static_cast<const u8*>(a.weights[t.weight].codes) +
+                     ((u64)t.band_start * a.k + (u64)column_of(of_tile * 32 + lane) * t.band_rows + t.row) * BITS / 8;
+#pragma unroll
+    for (int line = 0; line < TILE * BITS / 8; line += 128)
+      if (line < t.rows * BITS / 8) prefetch_l2(from + line);
+  }
+}
+
+// Words of x that a warp waits for together; a row of the middle is up to 16 loads already.
+constexpr int AT_ONCE = X_FORMAT == 4 ? 1 : 2;
+
+// Reads the entries of the domain and marks the active ones: s.x, s.masks, and the largest magnitude of each warp.
+DEVICE void predict(Shared& s, const Arguments& a, const Cut& cut, const Domain& domain) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, words = domain.units * UNIT_WORDS;
   const float threshold = SPARSE && !a.per_channel ? __ldg(a.threshold) : 0.0f;
   u32 largest[ROWS];
 #pragma unroll
@@ -115,9 +173,9 @@ DEVICE void predict(Shared& s, const Arguments& a, const Piece& first, const Pie
     bool active[AT_ONCE];
 #pragma unroll
     for (int u = 0; u < AT_ONCE; ++u) {
-      const int word = block + u * WARPS, v = virtual_word(first, second, word) * 32 + lane;
-      active[u] = word < words && exists(v, a.k);
-      const int k = active[u] ? input_of(a, word < first.words ? first : second, column_of(v)) : 0;
+      const int word = block + u * WARPS, v = domain.word_of_tile(word) * 32 + lane;
+      active[u] = word < words && domain.has(cut, word) && exists(v, a.k);
+      const int k = active[u] ? input_of(a, s.tiles[domain.in_first(word) ? 0 : 1], column_of(v)) : 0;
       least[u] = SPARSE && a.per_channel ? __ldg(a.threshold + k) : threshold;
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) value[u][r] = active[u] && r < a.rows ? load_x(s, a, r, word, k) : 0.0f;
@@ -136,6 +194,7 @@ DEVICE void predict(Shared& s, const Arguments& a, const Piece& first, const Pie
       if (lane == 0) s.masks[word] = mask;
     }
   }
+  if (SPARSE && KNOWN) prefetch_known(s, a, cut, domain);
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) {
     largest[r] = warp_max(largest[r]);
@@ -164,70 +223,88 @@ DEVICE int inclusive_scan(int value) {
   return value;
 }
 
-DEVICE void put_entry(Shared& s, int at, int word, int lane, const float (&scale)[ROWS]) {
+// Active columns of a unit.
+DEVICE int count_active(const Shared& s, int unit) {
+  int count = 0;
+  if (UNIT_WORDS % 4 == 0) {  // one access for four words: lanes lie next to each other
 #pragma unroll
-  for (int r = 0; r < ROWS; ++r) {
-    const float value = lane >= 0 ? s.x[r][word * 32 + lane] * scale[r] : 0.0f;
+    for (int w = 0; w < UNIT_WORDS; w += 4) {
+      const uint4 masks = *reinterpret_cast<const uint4*>(s.masks + unit * UNIT_WORDS + w);
+      count += __popc(masks.x) + __popc(masks.y) + __popc(masks.z) + __popc(masks.w);
+    }
+  } else {
+#pragma unroll
+    for (int w = 0; w < UNIT_WORDS; ++w) count += __popc(s.masks[unit * UNIT_WORDS + w]);
+  }
+  return count;
+}
+
+// Steps of the whole domain, and of the units of its first piece.
+DEVICE Steps count_steps(const Shared& s, const Domain& domain) {
+  Steps steps{0, 0};
+#pragma unroll 1
+  for (int block = 0; block < domain.units; block += 32) {
+    const int unit = block + threadIdx.x % 32;
+    const int own = unit < domain.units ? div_up(count_active(s, unit), STEP) : 0;
+    steps.all += warp_sum(own);
+    steps.first += warp_sum(unit < domain.first_units ? own : 0);
+  }
+  return steps;
+}
+
+DEVICE void put_entry(List& list, int r, int at, float value) {
 #if SCALE_AXIS_OUT
-    s.entries[r][at] = value;
+  list.entries[r][at] = value;
 #else
-    const u16 high = to_f16(value);
-    s.parts[r][0][at] = high;
-    s.parts[r][1][at] = to_f16(value - from_f16(high));
+  const u16 high = to_f16(value);
+  list.parts[r][0][at] = high;
+  list.parts[r][1][at] = to_f16(value - from_f16(high));
 #endif
-  }
 }
 
-// Finds where each word's entries go: every group starts at a multiple of STEP. One warp does it for the block.
-DEVICE void find_places(Shared& s, const Piece& first, const Piece& second) {
-  const int lane = threadIdx.x, words = first.words + second.words;
-  int base = 0, open = 0;  // list length so far, entries of the group that the next 32 words continue
+// Writes steps [from, to) of the domain to the list; the row warps of the column warp take turns unit by unit. A gap
+// after a unit is filled with zeros that load nothing. Returns how many units there are.
+DEVICE int compact(Shared& s, List& list, const Domain& domain, int from, int to, int row_warp,
+                   const float (&scale)[ROWS]) {
+  const int lane = threadIdx.x % 32, most = (to - from) * STEP;
+  int base = 0, found = 0;
 #pragma unroll 1
-  for (int block = 0; block < words; block += 32) {
-    const int word = block + lane, in_group = virtual_word(first, second, word) % GROUP_WORDS;
-    const int count = word < words ? __popc(s.masks[word]) : 0;
-    const bool last =
-        word < words && (in_group == GROUP_WORDS - 1 || word == first.words - 1 || word == words - 1);
-    int total = count;  // of the group, up to this word
+  for (int block = 0; block < domain.units && base < to; block += 32) {
+    const int unit = block + lane;
+    const int active = unit < domain.units ? count_active(s, unit) : 0, own = div_up(active, STEP);
+    const int end = base + inclusive_scan(own), start = end - own;
+    base = __shfl_sync(ALL_LANES, end, 31);
+    u32 mine = __ballot_sync(ALL_LANES, own && start < to && end > from);
+#pragma unroll 1
+    for (; mine; mine &= mine - 1, ++found) {
+      if (found % ROW_WARPS != row_warp) continue;
+      const int source = __ffs(mine) - 1, taken = block + source;
+      const int first = (__shfl_sync(ALL_LANES, start, source) - from) * STEP;  // may lie before the list
+      const int entries = __shfl_sync(ALL_LANES, active, source), stop = __shfl_sync(ALL_LANES, end, source);
+      const int of_tile = domain.word_of_tile(taken * UNIT_WORDS);
+      int at = first;
 #pragma unroll
-    for (int offset = 1; offset < 32 && offset < GROUP_WORDS; offset <<= 1) {
-      const int below = __shfl_up_sync(ALL_LANES, total, offset);
-      if (lane >= offset && in_group >= offset) total += below;
+      for (int w = 0; w < UNIT_WORDS; ++w) {
+        const int word = taken * UNIT_WORDS + w;
+        const u32 mask = s.masks[word];
+        const int entry = at + __popc(mask & ((1u << lane) - 1));
+        if (mask >> lane & 1 && u32(entry) < u32(most)) {
+          list.columns[entry] = column_of((of_tile + w) * 32 + lane);
+#pragma unroll
+          for (int r = 0; r < ROWS; ++r) put_entry(list, r, entry, s.x[r][word * 32 + lane] * scale[r]);
+        }
+        at += __popc(mask);
+      }
+      const int gap = at + lane;
+      if (gap < first + div_up(entries, STEP) * STEP && u32(gap) < u32(most)) {
+        list.columns[gap] = PADDING;
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) put_entry(list, r, gap, 0.0f);
+      }
+      if (lane == 0)
+        list.units[found] = u32(min(stop, to) - from) | u32(of_tile / GROUP_WORDS) << 16 |
+                            u32(taken >= domain.first_units) << 31;
     }
-    if (in_group > lane) total += open;
-    const int padded = last ? div_up(total, STEP) * STEP : 0;
-    const int ended = inclusive_scan(padded), start = base + ended - padded;
-    if (word < words) s.places[word] = make_int4(start + total - count, start, total, padded);
-    if (word == first.words - 1) s.steps.first = (start + padded) / STEP;
-    if (word == words - 1) s.steps.all = (start + padded) / STEP;
-    base += __shfl_sync(ALL_LANES, ended, 31);
-    open = __shfl_sync(ALL_LANES, last ? 0 : total, 31);
   }
-}
-
-// Writes the active list: entries and columns, the gap after a group filled with zeros that load nothing.
-DEVICE void compact(Shared& s, const Piece& first, const Piece& second, const float (&scale)[ROWS]) {
-  const int lane = threadIdx.x % 32, first_column = first.first_column(), first_group = first.word / GROUP_WORDS;
-  const int first_groups = (first.word + first.words - 1) / GROUP_WORDS - first_group + 1;
-#pragma unroll 1
-  for (int word = threadIdx.x / 32; word < first.words + second.words; word += WARPS) {
-    const int4 place = s.places[word];  // of the word's entries, its group's start, entries so far, length if it ends
-    const u32 mask = s.masks[word];
-    const int of_tile = virtual_word(first, second, word);
-    const bool in_first = word < first.words;
-    if (mask >> lane & 1) {
-      const int at = place.x + __popc(mask & ((1u << lane) - 1));
-      // The second piece starts its tile, at column 0.
-      s.columns[at] = u16(column_of(of_tile * 32 + lane) - (in_first ? first_column : 0));
-      put_entry(s, at, word, lane, scale);
-    }
-    if (place.z + lane < place.w) {
-      s.columns[place.y + place.z + lane] = PADDING;
-      put_entry(s, place.y + place.z + lane, 0, -1, scale);
-    }
-    const int group = of_tile / GROUP_WORDS;
-#pragma unroll 1
-    for (int step = lane; step < place.w / STEP; step += 32)
-      s.step_group[place.y / STEP + step] = u16(in_first ? group - first_group : group + first_groups);
-  }
+  return found;
 }
