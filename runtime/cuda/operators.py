@@ -16,7 +16,6 @@ from ..errors import ZigpassError
 from ..layout import Layout
 from ..ops import check_linear, check_mlp
 from ..reference import ACTIVATIONS, is_decode, mask_inactive, split_weights
-from .arguments import MAX_WEIGHTS
 from .calls import (
     LinearsCall,
     MlpCall,
@@ -33,6 +32,7 @@ from .device import ensure_context, get_device
 from .formats import ACTIVATION_CODES, FORMATS, NONE
 from .gemv import PreparedGemv, launch_gemv
 from .launch import current_stream
+from .launches import launch_runs
 from .plan import chain, get_plan, weight_kind
 from .prefill import dequantized_matmul
 from .selection import is_count, keep_largest
@@ -201,7 +201,7 @@ def _linears(
     biases = [_as_contiguous(bias) for bias in biases]
     kinds = [weight_kind(layout, tensors) for layout, tensors in zip(layouts, weights, strict=True)]
     outs: list[Tensor] = []
-    for start, end in _runs(kinds):
+    for start, end in launch_runs(kinds):
         kind = kinds[start]
         part = slice(start, end)
         if kind is None or rows > DENSE_ROWS:
@@ -211,17 +211,6 @@ def _linears(
         else:
             outs += _gemv(flat, kind, weights[part], biases[part], threshold, layouts[part], dtype)
     return [out.view(shape) for out, shape in zip(outs, shapes, strict=True)]
-
-
-def _runs(kinds: Sequence[WeightKind | None]) -> list[tuple[int, int]]:
-    """Cut weights into runs that one launch can take: the same kind, at most `MAX_WEIGHTS`."""
-    runs: list[tuple[int, int]] = []
-    for index, kind in enumerate(kinds):
-        if runs and kinds[runs[-1][0]] == kind and index - runs[-1][0] < MAX_WEIGHTS:
-            runs[-1] = (runs[-1][0], index + 1)
-        else:
-            runs.append((index, index + 1))
-    return runs
 
 
 def _gemv(
@@ -261,7 +250,7 @@ def _prepare_linears(
     """One row over weights that have a kernel each; all operands contiguous."""
     index, per_channel = x.device.index, threshold is not None and threshold.numel() > 1
     launches = []
-    for start, end in _runs(kinds):
+    for start, end in launch_runs(kinds):
         part = slice(start, end)
         specs = tuple(layout.spec for layout in layouts[part])
         x_format = FORMATS[x.dtype]
