@@ -8,7 +8,7 @@ import torch
 
 from tests.test_packaging import ROOT
 from zigpass.runtime import ZigpassError
-from zigpass.runtime.cuda import plan, tables
+from zigpass.runtime.cuda import calls, plan, tables
 from zigpass.runtime.cuda.arguments import Parameters
 from zigpass.runtime.cuda.device import get_device
 from zigpass.runtime.cuda.launch import Function
@@ -41,6 +41,11 @@ for _ in range(2):
 """
 
 
+def forget_plans():
+    plan.get_plan.cache_clear()
+    calls.forget()
+
+
 def test_a_context_that_an_earlier_kernel_broke_is_reported_by_every_call():
     done = subprocess.run(
         [sys.executable, "-c", BROKEN_CONTEXT], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
@@ -58,9 +63,7 @@ def test_a_launch_that_the_driver_refuses_is_reported_and_the_next_one_runs():
     check_linear(x, weight, spec)
     device, macros = get_device(0), {"PIECE": 128, "AT_ONCE": 8}
     function = Function(device, "gather.cu", "zigzag_gather", macros, 4096, 0, False)
-    with pytest.raises(
-        ZigpassError, match=r"launching zigzag_gather of gather\.cu failed with CUDA_ERROR_INVALID_VALUE"
-    ):
+    with pytest.raises(ZigpassError, match=r"launching zigzag_gather of gather\.cu failed with CUDA_ERROR_"):
         function.launch((1, 1), 0, Parameters((0, 0, 0), (0, 0, 0)).address)
     check_linear(x, weight, spec)
 
@@ -115,7 +118,7 @@ def test_a_shape_that_sparsity_never_helps_gives_the_dense_bits():
     arch = get_device(0).arch
     entry = Entry(4, "in", 1, 1536, 1408, LaunchConfig(4, 4, 1, 2), NEVER)
     write_table(tables.user_folder() / f"sm_{arch}.json", [entry], "a GPU", "a test")
-    plan.get_plan.cache_clear()
+    forget_plans()
     try:
         weight, spec = packed(1536, 1408, band=512, seed=77)
         x, threshold = random_x(1408), torch.full((1,), 0.7, device=DEVICE)
@@ -128,4 +131,4 @@ def test_a_shape_that_sparsity_never_helps_gives_the_dense_bits():
             torch.ops.zigpass.linear(x, other, None, None, other_spec),
         )
     finally:
-        plan.get_plan.cache_clear()
+        forget_plans()
