@@ -22,9 +22,11 @@ from torch import Tensor
 
 from zigpass.runtime import ZigpassError
 from zigpass.runtime.cuda.arguments import Parameters
+from zigpass.runtime.cuda.calls import empty_strided
 from zigpass.runtime.cuda.compiler import KERNEL_FOLDER, nvrtc_version
 from zigpass.runtime.cuda.device import get_device
 from zigpass.runtime.cuda.formats import BF16
+from zigpass.runtime.cuda.gemv import PreparedGemv
 from zigpass.runtime.cuda.launch import current_stream, get_function
 from zigpass.runtime.layout import ScaleAxis
 from zigpass.tools.bench_gpu_peers import PEERS, Peer, time_peers
@@ -154,32 +156,40 @@ def add_ratios(rows: Sequence[Row], rates: dict[float, float]) -> list[Row]:
 
 
 def bench_host(calls: int = 100) -> Row:
-    """Microseconds that the host spends on an op call outside a graph, while the GPU's queue is not full."""
+    """Microseconds that the host spends on an op call outside a graph, while the GPU's queue is not full.
+
+    "launches" and "allocate" are parts of "linear": its two kernels through the driver, and one of its two allocations.
+    """
     case = MlpCase(1024, 2816, "in", None)
     weight = case.downs[0]
     x, threshold = torch.randn(1, 2816, device="cuda", dtype=torch.bfloat16), torch.zeros(1, device="cuda")
     parts = [part[0] for part in (case.gates, case.ups, case.downs)]
     tensors, specs = [part.tensors for part in parts], [part.layout.spec for part in parts]
     operands: tuple[Any, ...] = (*tensors, None, None, None, threshold, threshold, *specs, "silu")
-
-    def linear() -> None:
-        torch.ops.zigpass.linear(x, weight.tensors, None, threshold, weight.layout.spec)
-
-    def mlp() -> None:
-        torch.ops.zigpass.gated_mlp(case.x, *operands)
-
+    three, three_specs = tensors[0] + tensors[1] + tensors[0], [specs[0], specs[1], specs[0]]
+    plan = plan_for([weight.layout], weight.tensors, BF16, BF16, True, None)
+    gemv = PreparedGemv(plan, [weight.tensors], [None], 1, current_stream(0))
+    partials = torch.empty(plan.partial_floats, device="cuda")
+    addresses = (x.data_ptr(), threshold.data_ptr(), [case.out.data_ptr()], partials.data_ptr())
+    steps: dict[str, Callable[[], object]] = {
+        "linear": lambda: torch.ops.zigpass.linear(x, weight.tensors, None, threshold, weight.layout.spec),
+        "mlp": lambda: torch.ops.zigpass.gated_mlp(case.x, *operands),
+        "qkv": lambda: torch.ops.zigpass.qkv(case.x, three, [None] * 3, threshold, three_specs),
+        "launches": lambda: gemv.run(*addresses),
+        "allocate": lambda: empty_strided((1, 1024), (1024, 1), torch.bfloat16),
+    }
     row: Row = {"kind": "host"}
-    for step in (linear, mlp):
-        torch.inference_mode()(step)()
+    for name, step in steps.items():
         best = float("inf")
-        for _ in range(5):
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-            with torch.inference_mode():
+        with torch.inference_mode():
+            step()
+            for _ in range(5):
+                torch.cuda.synchronize()
+                started = time.perf_counter()
                 for _ in range(calls):
                     step()
-            best = min(best, (time.perf_counter() - started) / calls * 1e6)
-        row[f"{step.__name__}_us"] = best
+                best = min(best, (time.perf_counter() - started) / calls * 1e6)
+        row[f"{name}_us"] = best
     return row
 
 
@@ -240,7 +250,11 @@ def run(
     rates = {sparsity: gather_rate(sparsity) for sparsity in SPARSITIES if sparsity is not None}
     results: list[Row] = [{"kind": "gather", "gb_per_s": rates}, bench_host()]
     typer.echo(f"gather limit: {', '.join(f'{rate:.0f} GB/s at {s:.0%}' for s, rate in rates.items())}")
-    typer.echo(f"host: {results[1]['linear_us']:.1f} us a linear, {results[1]['mlp_us']:.1f} us an MLP")
+    host = results[1]
+    typer.echo(
+        f"host: {host['linear_us']:.1f} us a linear, {host['mlp_us']:.1f} us an MLP, {host['qkv_us']:.1f} us a qkv"
+        f" (two launches {host['launches_us']:.1f}, an allocation {host['allocate_us']:.1f})"
+    )
     for axis in parsed_axes:
         for band in bands:
             for rows_of in shapes:
