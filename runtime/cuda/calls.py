@@ -20,12 +20,12 @@ from .gemv import PreparedGemv
 from .launch import current_stream
 
 MOST_CALLS = 2048
-"""Calls that a thread keeps, about 3 KB each; a model has three a layer."""
+"""Calls that a thread keeps, about 5 KB each; a model has three a layer."""
 WORKSPACE_ALIGNMENT = 64
 """Floats between the starts of two workspaces in one allocation, a multiple of 256 bytes as torch's allocator gives."""
 
-# What Inductor's own code allocates with, on the current device: 1 us less than `Tensor.new_empty`. A workspace that
-# stays would save as much again, but not while graphs are warmed up: torch then frees what is left in their pool.
+# What Inductor's own code allocates with, on the current device: 0.5 us where `Tensor.new_empty` takes 1.3 (on a CPU).
+# A workspace that stays would cost nothing, but torch frees what is left in a graph's pool when it warms graphs up.
 empty_strided = torch._C._dynamo.guards._empty_strided_cuda  # type: ignore[attr-defined]  # not in the stubs
 
 Call = TypeVar("Call")
@@ -95,7 +95,7 @@ class LinearsCall:
         ]
 
     def run_one(self, x: Tensor, threshold: Tensor | None) -> Tensor:
-        """As `run`, of a single weight, in two thirds of the time."""
+        """As `run`, of a single weight: 0.4 us less."""
         ((launch, (output,), _),) = self._launches
         out: Tensor = empty_strided(*output)
         workspace = empty_strided(*self._workspace)
