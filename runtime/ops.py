@@ -71,22 +71,17 @@ def check_linear(x: Tensor, weight: Sequence[Tensor], threshold: Tensor | None, 
             f"perm of {layout.spec} is {weight[3].dtype} {tuple(weight[3].shape)}, expected torch.int32 {(layout.k,)}"
         )
     if threshold is not None:
-        _check_threshold(threshold, layout, x.device)
+        _check_threshold(threshold, layout)
     return layout
 
 
-def _check_threshold(threshold: Tensor, layout: Layout, device: torch.device) -> None:
+def _check_threshold(threshold: Tensor, layout: Layout) -> None:
     if threshold.dtype != reference.COUNT_DTYPE:
         if threshold.numel() not in (1, layout.k):
             raise ZigpassError(f"threshold has {threshold.numel()} entries, {layout.spec} takes 1 or {layout.k}")
         return
     if threshold.numel() != 1:
         raise ZigpassError(f"a threshold that is a count has one entry, got {threshold.numel()} for {layout.spec}")
-    if device.type == "cuda":
-        raise ZigpassError(
-            f"{layout.spec}: reading a fixed count of entries (top-k) has no CUDA kernel yet; calibrate with"
-            ' selection="threshold" or run it on the CPU'
-        )
 
 
 def check_mlp(

@@ -11,10 +11,12 @@ from torch.nn.functional import pad
 
 from .errors import ZigpassError
 from .layout import BLOCK_ROWS, COLUMN_BLOCK, COLUMN_RECORD_WORDS, COLUMN_SUPERBLOCK, Layout
+from .memory_errors import naming_out_of_memory
 from .quantized import ColumnScales, GroupScales, QuantizedWeight
 
 LARGEST_COLUMN_SCALE = 512
 """Largest d * scale6; the CUDA kernels scale inputs to below 2^6 and have 2^16 to stay under."""
+PACK_ELSEWHERE = "free some, or pack it on the CPU and move the result"
 BLOCKS_PER_SUPERBLOCK = COLUMN_SUPERBLOCK // COLUMN_BLOCK
 
 
@@ -50,14 +52,19 @@ def check_tensors(layout: Layout, tensors: Sequence[Tensor]) -> None:
 
 
 def pack(weight: QuantizedWeight, band: int | None = None) -> PackedWeight:
-    """Lay a weight out in bands of `band` rows (None: one band, what the CPU wants)."""
+    """Lay a weight out in bands of `band` rows (None: one band, what the CPU wants).
+
+    Raises:
+        ZigpassError: column scales that the kernels cannot hold, or no memory for it on the weight's device.
+    """
     layout = weight.layout(band)
-    codes = pack_codes(weight.codes, layout)
-    if isinstance(weight.scales, GroupScales):
-        scale = pack_group_values(weight.scales.scale, layout)
-        perm = () if weight.perm is None else (weight.perm.contiguous(),)
-        return PackedWeight(layout, (codes, scale, pack_group_values(weight.scales.zero, layout), *perm))
-    return PackedWeight(layout, (codes, pack_column_scales(weight.scales, layout)))
+    with naming_out_of_memory(f"packing {layout.spec} on {weight.codes.device}", PACK_ELSEWHERE):
+        codes = pack_codes(weight.codes, layout)
+        if isinstance(weight.scales, GroupScales):
+            scale = pack_group_values(weight.scales.scale, layout)
+            perm = () if weight.perm is None else (weight.perm.contiguous(),)
+            return PackedWeight(layout, (codes, scale, pack_group_values(weight.scales.zero, layout), *perm))
+        return PackedWeight(layout, (codes, pack_column_scales(weight.scales, layout)))
 
 
 def unpack(packed: PackedWeight) -> QuantizedWeight:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import platform
 import time
@@ -23,19 +22,24 @@ from torch import Tensor
 
 from zigpass.runtime import ZigpassError
 from zigpass.runtime.cuda.arguments import Parameters
+from zigpass.runtime.cuda.calls import empty_strided
 from zigpass.runtime.cuda.compiler import KERNEL_FOLDER, nvrtc_version
 from zigpass.runtime.cuda.device import get_device
+from zigpass.runtime.cuda.formats import BF16
+from zigpass.runtime.cuda.gemv import PreparedGemv
 from zigpass.runtime.cuda.launch import current_stream, get_function
 from zigpass.runtime.layout import ScaleAxis
+from zigpass.tools.bench_gpu_peers import PEERS, Peer, time_peers
+from zigpass.tools.break_even import break_even, describe_break_even
 from zigpass.tools.gpu_cases import (
     ROTATED_BYTES,
     MlpCase,
     copies_of,
     graph_time,
+    plan_for,
     random_weight,
     require_gpu,
     threshold_of,
-    tinygemm,
 )
 from zigpass.tools.provenance import commit
 from zigpass.tools.tune import parse_scale_axis, parse_shape
@@ -74,38 +78,39 @@ def bench_mlp(name: str, axis: ScaleAxis, band: int | None) -> Iterator[Row]:
     x = torch.randn(1, hidden, device="cuda", dtype=torch.bfloat16)
     both = torch.randn(1, 2 * middle, device="cuda", dtype=torch.bfloat16)
     join = torch.compile(lambda both: torch.nn.functional.silu(both[:, :middle]) * both[:, middle:])
-    peer_us = {}
-    for peer, make in (("tinygemm", tinygemm), ("cublas_bf16", cublas_bf16)):
+
+    def time_peer(make: Callable[[int, int], Peer]) -> float:
         up, down = make(2 * middle, hidden), make(hidden, middle)
 
-        def step(index: int, up: Peer = up, down: Peer = down) -> Tensor:
+        def step(index: int) -> Tensor:
             up(index, x)
             return down(index, join(both))
 
         join(both)
-        peer_us[f"{peer}_us"] = graph_time(step, 16)
-        del up, down, step
-        torch.cuda.empty_cache()
+        return graph_time(step, 16)
+
+    peer_us = time_peers(time_peer)
     case = MlpCase(hidden, middle, axis, band)
     for sparsity in SPARSITIES:
-        plans = case.plans(sparsity is not None)
+        plans = case.plans(sparsity is not None, sparsity is not None)
         yield {
             "kind": "mlp", "name": name, "axis": axis, "band": band, "sparsity": sparsity,
             **case.time(sparsity, plans), **peer_us, "bytes": case.active_bytes(sparsity),
             "up_config": dataclasses.asdict(plans[0].gemv.config),
             "down_config": dataclasses.asdict(plans[1].gemv.config),
+            "launched_sparse": [plan.gemv.sparse for plan in plans],
         }  # fmt: skip
 
 
 def bench_single(n: int, k: int, axis: ScaleAxis, band: int | None) -> Iterator[Row]:
     """One GEMV over sparsities."""
     x = torch.randn(1, k, device="cuda", dtype=torch.bfloat16)
-    peer_us = {}
-    for name, make in (("tinygemm", tinygemm), ("cublas_bf16", cublas_bf16)):
+
+    def time_peer(make: Callable[[int, int], Peer]) -> float:
         peer = make(n, k)
-        peer_us[f"{name}_us"] = graph_time(lambda index, peer=peer: peer(index, x), 32)  # type: ignore[misc]
-        del peer
-        torch.cuda.empty_cache()
+        return graph_time(lambda index: peer(index, x), 32)
+
+    peer_us = time_peers(time_peer)
     weights = copies_of(lambda: random_weight(n, k, axis, band), ROTATED_BYTES)
     for sparsity in SPARSITIES:
         threshold = threshold_of(x, sparsity)
@@ -115,22 +120,14 @@ def bench_single(n: int, k: int, axis: ScaleAxis, band: int | None) -> Iterator[
             result: Tensor = torch.ops.zigpass.linear(x, weight.tensors, None, threshold, weight.layout.spec)
             return result
 
-        active = 1 - (sparsity or 0.0)
+        active, first = 1 - (sparsity or 0.0), weights[0]
+        plan = plan_for([first.layout], first.tensors, BF16, BF16, sparsity is not None, None)
         yield {
             "kind": "gemv", "name": f"{n}x{k}", "axis": axis, "band": band, "sparsity": sparsity,
             "us": graph_time(step, max(32, len(weights))), **peer_us,
-            "bytes": int(weights[0].code_bytes * active + weights[0].scale_bytes * (1 if axis == "in" else active)),
+            "bytes": int(first.code_bytes * active + first.scale_bytes * (1 if axis == "in" else active)),
+            "launched_sparse": [plan.gemv.sparse],
         }  # fmt: skip
-
-
-Peer = Callable[[int, Tensor], Tensor]
-
-
-def cublas_bf16(n: int, k: int) -> Peer:
-    """cuBLAS on plain bf16 weights, over enough copies."""
-    count = max(2, -(-ROTATED_BYTES // (n * k * 2)))
-    copies = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
-    return lambda index, x: torch.nn.functional.linear(x, copies[index % count])
 
 
 def add_ratios(rows: Sequence[Row], rates: dict[float, float]) -> list[Row]:
@@ -146,7 +143,7 @@ def add_ratios(rows: Sequence[Row], rates: dict[float, float]) -> list[Row]:
         rate = row["bytes"] / row["us"] / 1e3
         result.append(
             row
-            | {f"ratio_{key[:-3]}": row[key] / row["us"] for key in row if key in ("tinygemm_us", "cublas_bf16_us")}
+            | {f"ratio_{peer}": row[f"{peer}_us"] and row[f"{peer}_us"] / row["us"] for peer in PEERS}
             | {
                 "ratio_dense": dense / row["us"],
                 "active_gb_per_s": rate,
@@ -158,43 +155,41 @@ def add_ratios(rows: Sequence[Row], rates: dict[float, float]) -> list[Row]:
     return result
 
 
-def break_even(curve: Sequence[tuple[float, float]], limit: float) -> float | None:
-    """The least sparsity where a curve of (sparsity, microseconds) is at or below `limit`; None where it never is."""
-    if curve[0][1] <= limit:
-        return curve[0][0]
-    for (low, slow), (high, fast) in itertools.pairwise(curve):
-        if fast <= limit:
-            return low + (high - low) * (slow - limit) / (slow - fast)
-    return None
-
-
 def bench_host(calls: int = 100) -> Row:
-    """Microseconds that the host spends on an op call outside a graph, while the GPU's queue is not full."""
+    """Microseconds that the host spends on an op call outside a graph, while the GPU's queue is not full.
+
+    "launches" and "allocate" are parts of "linear": its two kernels through the driver, and one of its two allocations.
+    """
     case = MlpCase(1024, 2816, "in", None)
     weight = case.downs[0]
     x, threshold = torch.randn(1, 2816, device="cuda", dtype=torch.bfloat16), torch.zeros(1, device="cuda")
     parts = [part[0] for part in (case.gates, case.ups, case.downs)]
     tensors, specs = [part.tensors for part in parts], [part.layout.spec for part in parts]
     operands: tuple[Any, ...] = (*tensors, None, None, None, threshold, threshold, *specs, "silu")
-
-    def linear() -> None:
-        torch.ops.zigpass.linear(x, weight.tensors, None, threshold, weight.layout.spec)
-
-    def mlp() -> None:
-        torch.ops.zigpass.gated_mlp(case.x, *operands)
-
+    three, three_specs = tensors[0] + tensors[1] + tensors[0], [specs[0], specs[1], specs[0]]
+    plan = plan_for([weight.layout], weight.tensors, BF16, BF16, True, None)
+    gemv = PreparedGemv(plan, [weight.tensors], [None], 1, current_stream(0))
+    partials = torch.empty(plan.partial_floats, device="cuda")
+    addresses = (x.data_ptr(), threshold.data_ptr(), [case.out.data_ptr()], partials.data_ptr())
+    steps: dict[str, Callable[[], object]] = {
+        "linear": lambda: torch.ops.zigpass.linear(x, weight.tensors, None, threshold, weight.layout.spec),
+        "mlp": lambda: torch.ops.zigpass.gated_mlp(case.x, *operands),
+        "qkv": lambda: torch.ops.zigpass.qkv(case.x, three, [None] * 3, threshold, three_specs),
+        "launches": lambda: gemv.run(*addresses),
+        "allocate": lambda: empty_strided((1, 1024), (1024, 1), torch.bfloat16),
+    }
     row: Row = {"kind": "host"}
-    for step in (linear, mlp):
-        torch.inference_mode()(step)()
+    for name, step in steps.items():
         best = float("inf")
-        for _ in range(5):
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-            with torch.inference_mode():
+        with torch.inference_mode():
+            step()
+            for _ in range(5):
+                torch.cuda.synchronize()
+                started = time.perf_counter()
                 for _ in range(calls):
                     step()
-            best = min(best, (time.perf_counter() - started) / calls * 1e6)
-        row[f"{step.__name__}_us"] = best
+                best = min(best, (time.perf_counter() - started) / calls * 1e6)
+        row[f"{name}_us"] = best
     return row
 
 
@@ -255,7 +250,11 @@ def run(
     rates = {sparsity: gather_rate(sparsity) for sparsity in SPARSITIES if sparsity is not None}
     results: list[Row] = [{"kind": "gather", "gb_per_s": rates}, bench_host()]
     typer.echo(f"gather limit: {', '.join(f'{rate:.0f} GB/s at {s:.0%}' for s, rate in rates.items())}")
-    typer.echo(f"host: {results[1]['linear_us']:.1f} us a linear, {results[1]['mlp_us']:.1f} us an MLP")
+    host = results[1]
+    typer.echo(
+        f"host: {host['linear_us']:.1f} us a linear, {host['mlp_us']:.1f} us an MLP, {host['qkv_us']:.1f} us a qkv"
+        f" (two launches {host['launches_us']:.1f}, an allocation {host['allocate_us']:.1f})"
+    )
     for axis in parsed_axes:
         for band in bands:
             for rows_of in shapes:
@@ -271,10 +270,15 @@ def run(
 
 def describe(row: Row) -> str:
     sparsity = "dense" if row["sparsity"] is None else f"{row['sparsity']:.0%}"
-    even = row["break_even_with_tinygemm"]
+    ratios = [(f"ratio_{peer}", peer.replace("_", " ")) for peer in PEERS]
+    shown = "  ".join(f"{'-' if row[key] is None else f'{row[key]:.2f}x'} {name}" for key, name in ratios)
+    evens = ", ".join(
+        f"{describe_break_even(row[f'break_even_with_{other}'])} with {other}" for other in ("dense", "tinygemm")
+    )
+    dense_instead = row["sparsity"] is not None and not all(row["launched_sparse"])
+    note = " (launched dense: the table says that sparsity never pays)" if dense_instead else ""
     return (
         f"{row['kind']:4} {row['name']:11} {row['axis']:3} {sparsity:>5} {row['us']:7.2f} us"
         f" {row['active_gb_per_s']:5.0f} GB/s ({row['percent_of_gather']:3.0f} % of gather)"
-        f"  {row['ratio_tinygemm']:.2f}x tinygemm  {row['ratio_cublas_bf16']:.2f}x cuBLAS bf16"
-        f"  {row['ratio_dense']:.2f}x dense  break-even {'never' if even is None else f'{even:.0%}'}"
+        f"  {shown}  {row['ratio_dense']:.2f}x dense  break-even {evens}{note}"
     )

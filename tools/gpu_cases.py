@@ -162,11 +162,18 @@ class MlpCase:
         return first, threshold_of(torch.nn.functional.silu(gate) * up, sparsity)
 
     def plans(
-        self, sparse: bool, up_config: LaunchConfig | None = None, down_config: LaunchConfig | None = None
+        self,
+        sparse_up: bool,
+        sparse_down: bool,
+        up_config: LaunchConfig | None = None,
+        down_config: LaunchConfig | None = None,
     ) -> tuple[Plan, Plan]:
+        """gate and up, then down."""
         layouts = [self.gates[0].layout, self.ups[0].layout]
-        up = plan_for(layouts, self.gates[0].tensors, BF16, NONE, sparse, up_config)
-        down = plan_for([self.downs[0].layout], self.downs[0].tensors, NONE, BF16, sparse, down_config, up.gemv.tile)
+        up = plan_for(layouts, self.gates[0].tensors, BF16, NONE, sparse_up, up_config)
+        down = plan_for(
+            [self.downs[0].layout], self.downs[0].tensors, NONE, BF16, sparse_down, down_config, up.gemv.tile
+        )
         return up, chain(down, up, (layouts[0].band, layouts[1].band))
 
     def run_up(self, index: int, plan: Plan, threshold: Tensor | None) -> Tensor:

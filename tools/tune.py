@@ -14,8 +14,9 @@ import typer
 
 from zigpass.runtime import ZigpassError
 from zigpass.runtime.cuda.specialization import LaunchConfig
-from zigpass.runtime.cuda.tables import Entry, default_config, user_folder, write_table
+from zigpass.runtime.cuda.tables import NEVER, Entry, default_config, user_folder, write_table
 from zigpass.runtime.layout import ScaleAxis
+from zigpass.tools.break_even import break_even, describe_break_even
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ SHAPES = (
     "10240x8192",
 )  # fmt: skip
 """MLPs of 7B, 8B and 70B models (hidden-middle-hidden) and projections (N x K)."""
+BREAK_EVEN_SPARSITIES = (0.0, 0.25, 0.5, 0.75, 0.9)
+"""A launch that does not pay at the last of them never does; five timings and a dense one take about half a second."""
 DENSE_SHARE = 0.25
 """Weight of the dense time in what is minimized; the rest is the time at the sparsity."""
 
@@ -39,6 +42,9 @@ class Case(Protocol):
 
     def time(self, config: LaunchConfig, sparsity: float | None) -> float:
         """Microseconds of a launch; `ZigpassError` where the parameters do not fit."""
+
+    def time_alone(self, config: LaunchConfig, sparsity: float | None) -> float:
+        """As `time`, with every other launch that `time` includes dense."""
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -122,6 +128,13 @@ def search(
     return best, tried[best], len(tried)
 
 
+def measure_break_even(case: Case, config: LaunchConfig) -> float:
+    """The least sparsity at which a sparse launch is not slower than a dense one; `NEVER` where it always is."""
+    curve = [(sparsity, case.time_alone(config, sparsity)) for sparsity in BREAK_EVEN_SPARSITIES]
+    found = break_even(curve, case.time_alone(config, None))
+    return NEVER if found is None else round(found, 2)
+
+
 def cases_of(shape: tuple[int, ...], axis: ScaleAxis, band: int | None) -> Iterator[Case]:
     """The launches of a shape: the matrix, or gate+up and down of an MLP."""
     from zigpass.tools.tuned_cases import DownCase, SingleCase, UpCase
@@ -169,11 +182,13 @@ def tune(
             for case in cases_of(shape, one_axis, rows or None):
                 share = max(0.0, end - time.monotonic()) / left
                 config, us, tried = search(case, one_axis, sparsity, share)
-                entry, key = Entry(4, one_axis, 1, case.n, case.k, config), (one_axis, case.n, case.k)
+                even, key = measure_break_even(case, config), (one_axis, case.n, case.k)
+                entry = Entry(4, one_axis, 1, case.n, case.k, config, even)
                 if key not in best or us < best[key][0]:
                     best[key] = (us, entry, rows)
                 typer.echo(
-                    f"{one_axis:3} {case.n}x{case.k} band {rows}: {us:.2f} us, {tried} tried, {describe(config)}"
+                    f"{one_axis:3} {case.n}x{case.k} band {rows}: {us:.2f} us, {tried} tried, {describe(config)},"
+                    f" break-even {describe_break_even(even)}"
                 )
                 left -= 1
                 advance()

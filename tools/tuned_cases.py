@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from torch import Tensor
 
 from zigpass.runtime import ZigpassError
 from zigpass.runtime.cuda.compiler import compile_kernel, nvrtc_version
@@ -84,6 +85,8 @@ class SingleCase:
 
         return graph_time(step, max(32, len(self.weights)), REPLAYS)
 
+    time_alone = time
+
 
 class UpCase:
     """gate and up of an MLP, timed with the down that reads the partial sums they leave."""
@@ -99,19 +102,34 @@ class UpCase:
         compile_all([self.mlp.gates[0], self.mlp.ups[0]], configs, (sparsity, None), BF16, NONE)
 
     def time(self, config: LaunchConfig, sparsity: float | None) -> float:
-        us = self.time_both(config, None, sparsity)
+        us = self.time_both(config, None, sparsity, sparsity)
         if sparsity is not None and us < self._best_us:
             self.best, self._best_us = config, us
         return us
 
-    def time_both(self, up: LaunchConfig | None, down: LaunchConfig | None, sparsity: float | None) -> float:
-        first, second = self.thresholds(sparsity)
-        up_plan, down_plan = self.mlp.plans(sparsity is not None, up, down)
+    def time_alone(self, config: LaunchConfig, sparsity: float | None) -> float:
+        return self.time_both(config, None, sparsity, None)
+
+    def time_both(
+        self,
+        up: LaunchConfig | None,
+        down: LaunchConfig | None,
+        up_sparsity: float | None,
+        down_sparsity: float | None,
+    ) -> float:
+        """Microseconds of both launches, each with a sparsity of its own."""
+        first = self.thresholds(up_sparsity)[0]
+        second = self.thresholds(down_sparsity)[1] if up_sparsity == down_sparsity else self.dense_middle(down_sparsity)
+        up_plan, down_plan = self.mlp.plans(up_sparsity is not None, down_sparsity is not None, up, down)
 
         def both(index: int) -> None:
             self.mlp.run_down(index, down_plan, second, self.mlp.run_up(index, up_plan, first))
 
         return graph_time(both, 2 * len(self.mlp.gates), REPLAYS)
+
+    def dense_middle(self, sparsity: float | None) -> Tensor | None:
+        """The threshold of the middle that a dense gate and up leave."""
+        return threshold_of(self.mlp.middle_values, sparsity)
 
 
 class DownCase:
@@ -124,8 +142,11 @@ class DownCase:
     def compile(self, configs: Sequence[LaunchConfig], sparsity: float) -> None:
         compile_all(
             self.up.mlp.downs[:1], configs, (sparsity, None), NONE, BF16,
-            self.up.mlp.plans(False, self.up.best)[0].gemv.tile,
+            self.up.mlp.plans(False, False, self.up.best)[0].gemv.tile,
         )  # fmt: skip
 
     def time(self, config: LaunchConfig, sparsity: float | None) -> float:
-        return self.up.time_both(self.up.best, config, sparsity)
+        return self.up.time_both(self.up.best, config, sparsity, sparsity)
+
+    def time_alone(self, config: LaunchConfig, sparsity: float | None) -> float:
+        return self.up.time_both(self.up.best, config, None, sparsity)

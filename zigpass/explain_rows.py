@@ -12,9 +12,10 @@ from zigpass.runtime import Layout
 
 from .bytes_read import linear_bytes_read
 from .explain import Findings
+from .explain_dense import NEVER_SPARSE, dense_launches
 from .explain_report import LinearRow
 from .float_linears import is_conv1d, is_float_linear, weight_of
-from .linear import ZigzagLinear
+from .linear import ZigzagLinear, find_linears
 from .prepare import NOT_QUANTIZED, Finding, survey
 
 HEAD = "the output head: quantize_ leaves it in float unless filter_fn asks for it"
@@ -33,10 +34,11 @@ def find_rows(model: nn.Module, findings: Findings, sparsity: float | None) -> l
     found_in_model = survey(model)
     surveyed = {found.name: found for found in found_in_model if found.in_graph is None}
     head = getattr(model, "get_output_embeddings", lambda: None)()
+    dense = dense_launches(dict(find_linears(model)), findings.at_decode)
     rows = []
     for name, module in model.named_modules():
         if isinstance(module, ZigzagLinear):
-            rows.append(_packed_row(name, module, findings, sparsity))
+            rows.append(_packed_row(name, module, findings, sparsity, name in dense))
         elif name in surveyed and surveyed[name].recognized:
             rows.append(_unprepared_row(surveyed[name], module, findings))
         elif name in surveyed or is_conv1d(module):
@@ -56,10 +58,20 @@ def find_rows(model: nn.Module, findings: Findings, sparsity: float | None) -> l
     return rows
 
 
-def _packed_row(name: str, linear: ZigzagLinear, findings: Findings, sparsity: float | None) -> LinearRow:
+def _packed_row(
+    name: str, linear: ZigzagLinear, findings: Findings, sparsity: float | None, never_sparse: bool
+) -> LinearRow:
     kind, note = _kind_and_note(name, findings)
+    if never_sparse:
+        note = "; ".join(filter(None, [NEVER_SPARSE, note]))
     num_bytes = linear.packed.num_bytes
-    share = 0.0 if linear.site is None else sparsity if sparsity is not None else linear.site.target_sparsity
+    share = (
+        0.0
+        if linear.site is None or never_sparse
+        else sparsity
+        if sparsity is not None
+        else linear.site.target_sparsity
+    )
     layout = linear.layout
     return LinearRow(
         name=name,

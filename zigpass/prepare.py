@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 from zigpass.passes import Linear
 from zigpass.runtime import ZigpassError, pack
 from zigpass.runtime.errors import raise_collected
+from zigpass.runtime.memory_errors import naming_out_of_memory
 
 from .formats.recognizer import Recognizer
 from .formats.registry import find_recognizer
@@ -28,6 +29,7 @@ logger = logging.getLogger("zigpass.prepare")
 
 FilterFn = Callable[[nn.Module, str], bool]
 
+PREPARE_ELSEWHERE = "free some, or call zigpass.prepare on the CPU and move the model"
 NOT_QUANTIZED = "not quantized; call zigpass.quantize_"
 NOT_KNOWN = "not a representation that zigpass knows; it stays as it is"
 
@@ -115,7 +117,8 @@ def prepare(model: nn.Module, *, progress: bool = True, filter_fn: FilterFn | No
 
     Raises:
         ZigpassError: one error for all recognized layers that cannot be taken, each with its reason; nothing to
-            prepare; or all layers whose codes do not give the numbers of their own library, with name and numbers.
+            prepare; or all layers whose codes do not give the numbers of their own library, with name and numbers;
+            or no memory for a layer: those before it stay packed, and a second call goes on with it.
     """
     candidates = _find_candidates(model)
     findings = [candidate.finding for candidate in candidates]
@@ -145,7 +148,13 @@ def prepare(model: nn.Module, *, progress: bool = True, filter_fn: FilterFn | No
     for name in track(names, "preparing", show=progress):
         recognizer = find_recognizer(model.get_submodule(name))
         assert recognizer is not None
-        _convert(model, recognizer, aliases[name], sites)
+        try:
+            with naming_out_of_memory("packing it", PREPARE_ELSEWHERE):
+                _convert(model, recognizer, aliases[name], sites)
+        except ZigpassError as error:
+            raise ZigpassError(
+                f"{name}: {error}; the layers before it are packed, prepare goes on from here"
+            ) from error
         recognizers[recognizer.name] = recognizer
     for recognizer in recognizers.values():
         if not any(recognizer.recognizes(module) for module in model.modules()):
@@ -170,9 +179,10 @@ def _difference(module: nn.Module | None) -> str | None:
     assert module is not None
     assert recognizer is not None
     try:
-        weight = recognizer.recover(module).weight
-        check_recovered(recognizer, weight, recognizer.dequantize(module))
-        weight.layout()
+        with naming_out_of_memory("comparing it with its own library", PREPARE_ELSEWHERE):
+            weight = recognizer.recover(module).weight
+            check_recovered(recognizer, weight, recognizer.dequantize(module))
+            weight.layout()
     except ZigpassError as error:
         return str(error)
     return None

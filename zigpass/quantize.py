@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zigpass.runtime import ZigpassError, pack
 from zigpass.runtime.errors import raise_collected
+from zigpass.runtime.memory_errors import naming_out_of_memory
 from zigpass.runtime.quantized import FLOAT_DTYPES
 
 from .config import ZigzagConfig
@@ -27,6 +28,8 @@ from .replace import SiteRegistry, replace_module
 from .tokens import Texts, encode, spread_windows
 
 logger = logging.getLogger("zigpass.quantize")
+
+QUANTIZE_ELSEWHERE = "free some, or call zigpass.quantize_ on the CPU and move the model"
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -65,7 +68,8 @@ def quantize_(
     Raises:
         ZigpassError: one error for all layers that cannot be quantized (empty, NaN or infinite weights, unsupported
             dtype, hooks, adapters, offloaded weights), each with its name and reason; or a pattern that fits no layer,
-            nothing to quantize, or the method "gptq" without calibration text.
+            nothing to quantize, or the method "gptq" without calibration text. Also no memory for a layer: those before
+            it stay quantized, and a second call goes on with it.
     """
     config = config or ZigzagConfig()
     chosen = _choose(model, config, filter_fn or _not_output_head(model), overrides or {})
@@ -89,7 +93,8 @@ def quantize_(
     for name, gram in layers:
         linear, layer_config = chosen.pop(name)
         try:
-            new = _quantized(linear, layer_config, gram, sites, name)
+            with naming_out_of_memory("quantizing it", QUANTIZE_ELSEWHERE):
+                new = _quantized(linear, layer_config, gram, sites, name)
         except ZigpassError as error:
             raise ZigpassError(f"{name}: {error}") from error
         replace_module(model, name, new)

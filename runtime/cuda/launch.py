@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +20,31 @@ MOST_CONFIGS = 64
 """Launch configurations that a function keeps, one per grid and stream."""
 _lock = threading.Lock()
 _functions: dict[tuple[Any, ...], Function] = {}
+
+
+LASTING_FAILURES = frozenset(
+    (
+        "CUDA_ERROR_ECC_UNCORRECTABLE", "CUDA_ERROR_NVLINK_UNCORRECTABLE", "CUDA_ERROR_ILLEGAL_ADDRESS",
+        "CUDA_ERROR_LAUNCH_TIMEOUT", "CUDA_ERROR_CONTEXT_IS_DESTROYED", "CUDA_ERROR_ASSERT",
+        "CUDA_ERROR_HARDWARE_STACK_ERROR", "CUDA_ERROR_ILLEGAL_INSTRUCTION", "CUDA_ERROR_MISALIGNED_ADDRESS",
+        "CUDA_ERROR_INVALID_ADDRESS_SPACE", "CUDA_ERROR_INVALID_PC", "CUDA_ERROR_LAUNCH_FAILED",
+    )
+)  # fmt: skip
+"""What the driver answers to every call of a process once a kernel has failed ("leaves the process in an inconsistent
+state" in its reference); the kernel that failed is an earlier one, of whatever library."""
+
+
+def describe_failure(label: str, status: Any, driver: Any) -> str:
+    """A failed driver call in words, with the way out."""
+    failed, text = driver.cuGetErrorString(status)
+    said = f": {text.decode()}" if int(failed) == 0 and text else ""
+    message = f"launching {label} failed with {status.name}{said}"
+    if status.name in LASTING_FAILURES:
+        return (
+            f"{message}. An earlier kernel of this process failed, and no CUDA call works after that: start the process"
+            " again, with CUDA_LAUNCH_BLOCKING=1 to see which kernel it is"
+        )
+    return message
 
 
 class Function:
@@ -44,7 +71,7 @@ class Function:
             self._attributes = [attribute]
         if shared > 48 << 10:
             limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            self._check(driver.cuKernelSetAttribute(limit, shared, kernel, driver.cuDeviceGet(device.index)[1]))
+            self.check(driver.cuKernelSetAttribute(limit, shared, kernel, driver.cuDeviceGet(device.index)[1]))
 
     def launch(self, grid: tuple[int, int], stream: int, parameters: int) -> None:
         """Launch on the stream with this handle.
@@ -56,7 +83,7 @@ class Function:
             ZigpassError: the driver refused the launch; its name for the reason.
         """
         config = self._configs.get((grid, stream)) or self._configure(grid, stream)
-        self._check(self._driver.cuLaunchKernelEx(config, self._handle, parameters, 0))
+        self.check(self._driver.cuLaunchKernelEx(config, self._handle, parameters, 0))
 
     def _configure(self, grid: tuple[int, int], stream: int) -> Any:
         """The launch configuration, kept because filling one in takes longer than the launch; never changed again."""
@@ -74,14 +101,29 @@ class Function:
         self._configs[grid, stream] = config
         return config
 
-    def launch_arguments(self, grid: tuple[int, int], stream: int, arguments: Arguments) -> None:
-        """As `launch`, for the kernels whose only parameter is `Arguments`."""
-        address = ctypes.c_void_p(ctypes.addressof(arguments))
-        self.launch(grid, stream, ctypes.addressof(address))
+    def bind(self, grid: tuple[int, int], stream: int, arguments: Arguments) -> Callable[[], None]:
+        """A launch of a kernel whose only parameter is `Arguments`, to be repeated: it takes what they hold then.
 
-    def _check(self, result: tuple[Any, ...]) -> None:
+        The driver reads them before the call returns. The call raises `ZigpassError` when the driver refuses.
+        """
+        config = self._configs.get((grid, stream)) or self._configure(grid, stream)
+        address = ctypes.c_void_p(ctypes.addressof(arguments))
+        call = functools.partial(
+            self._driver.cuLaunchKernelEx, config, self._handle, ctypes.addressof(address), 0
+        )  # fmt: skip
+        check = self.check
+
+        def launch(_keep_alive: object = (address, arguments)) -> None:
+            result = call()
+            if result[0]:
+                check(result)
+
+        return launch
+
+    def check(self, result: tuple[Any, ...]) -> None:
+        """Raise `ZigpassError` unless the driver reports success."""
         if int(result[0]) != 0:
-            raise ZigpassError(f"launching {self._label} failed: {result[0].name}")
+            raise ZigpassError(describe_failure(self._label, result[0], self._driver))
 
 
 def get_function(

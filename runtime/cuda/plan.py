@@ -22,7 +22,7 @@ from .specialization import (
     count_tiles,
     count_words,
 )
-from .tables import choose_config
+from .tables import choose_config, sparsity_pays
 
 SMALLEST_PIECE = 2
 """Words of 32 columns that a block gets at least; with less, adding up the blocks costs more than their share."""
@@ -106,13 +106,17 @@ def get_plan(
         kind: shared by all weights.
         specs: `Layout.spec` of each weight; all have the same K.
         x_format, out_format: codes of `formats`; NONE means partial sums.
+        sparse: look for inactive entries; not done where the table says that it never pays, unless `config` is given.
         rows: 1, 2 or 4: rows of x that the kernel holds.
         in_tile: rows of the tiles whose partial sums are x.
         config: launch parameters to use instead of the table's.
     """
     device = get_device(device_index)
-    gemv = Gemv(kind, LaunchConfig(1, 1, 1, 1), x_format, out_format, sparse, rows, has_gate, activation, in_tile)
     layouts = [Layout.parse(spec) for spec in specs]
+    if sparse and config is None:
+        padded_n = sum(layout.padded_n for layout in layouts)
+        sparse = sparsity_pays(device.arch, kind, rows, padded_n, layouts[0].k)
+    gemv = Gemv(kind, LaunchConfig(1, 1, 1, 1), x_format, out_format, sparse, rows, has_gate, activation, in_tile)
     return build_plan(device, gemv, layouts, config)
 
 

@@ -56,12 +56,13 @@ def test_a_count_keeps_the_largest_entries_of_each_row_and_the_first_of_equal_on
     assert masked[1:].tolist() == [0.0, 4.0]
 
 
-def test_a_count_has_no_cuda_kernel_and_says_so():
+def test_a_count_is_one_number_on_any_device():
     _, tensors, spec = packed(20, 40)
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(1, 40, device="cuda")
-        with pytest.raises(ZigpassError, match=r"\(top-k\) has no CUDA kernel yet; calibrate with selection"):
-            ops.check_linear(x, tensors, torch.tensor([3], dtype=torch.int32), spec)
+        assert ops.check_linear(x, tensors, torch.tensor([3], dtype=torch.int32), spec).k == 40
+        with pytest.raises(ZigpassError, match="a count has one entry, got 40"):
+            ops.check_linear(x, tensors, torch.ones(40, dtype=torch.int32), spec)
 
 
 def test_qkv_is_several_linears():

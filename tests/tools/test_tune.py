@@ -1,6 +1,7 @@
 """The search of `zigpass tune` and what it reads and writes, with a made-up GPU."""
 
 import json
+import math
 
 import pytest
 
@@ -31,6 +32,10 @@ class MadeUpCase:
         names += ("early_dense",) if sparsity is None else ("early",)
         return 10 + sum(getattr(config, name) != getattr(BEST, name) for name in names)
 
+    def time_alone(self, config, sparsity):
+        """Sparse launches cost one more and gain 2 of 10 at full sparsity: even at one half."""
+        return 10 if sparsity is None else 11 - 2 * sparsity
+
 
 def clock(step):
     now = -step
@@ -58,6 +63,13 @@ def test_the_search_ends_in_time_and_has_tried_the_default():
     assert 1 <= tried <= 6
     assert config in {tried_config for tried_config, _ in case.timed}
     assert tool.search(MadeUpCase(), "in", 0.5, 0.0, clock(1.0))[2] == 1
+
+
+@pytest.mark.parametrize(("cost", "expected"), [(0, 0.0), (1, 0.5), (1.8, 0.9), (1.9, math.inf)])
+def test_break_even(cost, expected):
+    case = MadeUpCase()
+    case.time_alone = lambda config, sparsity: 10 if sparsity is None else 10 + cost - 2 * sparsity
+    assert tool.measure_break_even(case, BEST) == expected
 
 
 def test_what_does_not_fit_is_left_out():
@@ -95,9 +107,11 @@ def test_the_command_writes_a_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tool, "cases_of", lambda shape, axis, band: [MadeUpCase()])
     path = tmp_path / "tables" / "sm_90.json"
     tool.tune(["4096x4096"], ["in"], 0.5, [1024, 0], 1e9, path)
-    assert read_table(path) == (Entry(4, "in", 1, 4096, 4096, BEST),)
+    assert read_table(path) == (Entry(4, "in", 1, 4096, 4096, BEST, 0.5),)
     assert json.loads(path.read_text())["gpu"] == "a GPU"
-    assert "wrote 1 entries" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "wrote 1 entries" in out
+    assert "break-even 50%" in out
 
 
 @pytest.mark.parametrize(

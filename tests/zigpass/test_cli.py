@@ -13,6 +13,8 @@ def test_env_reports_versions_as_json():
     report = json.loads(result.stdout)
     assert {"torch", "numba"} <= report["packages"].keys()
     assert {"cpu", "cores", "cuda_devices", "cache_folder", "cpu_kernels", "memory_gb"} <= report.keys()
+    assert {"driver", "nvrtc", "cubins", "tables", "own tables"} == report["cuda_kernels"].keys()
+    assert "sm_90" in report["cuda_kernels"]["tables"]
 
 
 def test_env_names_the_variables_that_change_what_runs(monkeypatch):

@@ -5,7 +5,7 @@ import torch
 
 from tests.weights import random_weight
 from zigpass.runtime import Layout, ZigpassError, ops, pack
-from zigpass.runtime.cuda.operators import check_operands, raise_misfit
+from zigpass.runtime.cuda.checks import check_operands, raise_misfit
 
 
 def operands(scale_axis="in"):
@@ -72,7 +72,7 @@ def test_biases_that_do_not_fit(bias, message):
 def test_thresholds_that_do_not_fit():
     threshold = torch.zeros(1, dtype=torch.float64)
     with pytest.raises(
-        ZigpassError, match=f"threshold is {threshold.dtype} on {threshold.device}, expected float32 on cpu"
+        ZigpassError, match=f"threshold is {threshold.dtype} on {threshold.device}, expected float32, or int32"
     ):
         check(*operands(), threshold=threshold)
 
@@ -82,7 +82,9 @@ def test_operands_on_another_device_are_named():
     there = torch.device("cuda", 1)
     with pytest.raises(ZigpassError, match=r"codes of .* is on cpu, x on cuda:1"):
         raise_misfit(there, [weight], [], [], [layout])
-    with pytest.raises(ZigpassError, match=r"threshold is torch.float32 on cpu, expected float32 on cuda:1"):
+    with pytest.raises(
+        ZigpassError, match=r"threshold is torch.float32 on cpu, expected float32, or int32 for a count, on cuda:1"
+    ):
         raise_misfit(there, [], [], [torch.zeros(1)], [])
 
 

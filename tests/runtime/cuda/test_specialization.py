@@ -2,11 +2,12 @@
 
 import ctypes
 import dataclasses
+import json
 
 import pytest
 
 from zigpass.runtime import Layout, ZigpassError
-from zigpass.runtime.cuda import formats, tables
+from zigpass.runtime.cuda import formats, plan, tables
 from zigpass.runtime.cuda.arguments import Arguments, Divider, Parameters, Weight
 from zigpass.runtime.cuda.device import Device
 from zigpass.runtime.cuda.plan import cut_launch, fit_rows
@@ -99,7 +100,50 @@ def test_a_table_that_is_none_is_refused_by_name():
         parse_table({"entries": [{"bits": 4}]}, "sm_00.json")
     assert parse_table({"entries": []}, "sm_00.json") == ()
     entry = Entry(4, "in", 1, 8, 8, LaunchConfig(1, 1, 1, 1))
-    assert parse_table({"entries": [dataclasses.asdict(entry)]}, "sm_00.json") == (entry,)
+    plain = dataclasses.asdict(entry)
+    del plain["break_even"]  # a table of before it was measured
+    assert parse_table({"entries": [plain]}, "sm_00.json") == (entry,)
+
+
+def test_break_even_is_read_and_written():
+    config = LaunchConfig(1, 1, 1, 1)
+    entries = [Entry(4, "in", 1, n, 8, config, even) for n, even in ((8, None), (16, 0.25), (32, tables.NEVER))]
+    path = tables.user_folder() / "sm_90.json"
+    write_table(path, entries, "a GPU", "a test")
+    assert read_table(path) == tuple(entries)
+    plain = json.loads(path.read_text())["entries"]
+    assert ["break_even" in entry for entry in plain] == [False, True, True]
+    assert [entry.get("break_even") for entry in plain] == [None, 0.25, None]
+    with pytest.raises(ZigpassError, match="is not a launch table"):
+        parse_table({"entries": [plain[0] | {"break_even": "often"}]}, "sm_00.json")
+
+
+def test_a_shape_that_sparsity_never_helps_is_launched_dense(monkeypatch):
+    """Its very shape only: what is near it may differ."""
+    config = LaunchConfig(4, 4, 1, 2)
+    entries = [
+        Entry(4, "in", 1, 4096, 4096, config, tables.NEVER),
+        Entry(4, "in", 1, 8192, 4096, config, 0.4),
+        Entry(4, "in", 1, 1024, 4096, config),
+    ]
+    write_table(tables.user_folder() / "sm_90.json", entries, "a GPU", "a test")
+    monkeypatch.setattr(plan, "get_device", lambda index: H200)
+    monkeypatch.setattr(plan, "get_function", lambda *args, **kwargs: None)
+
+    def is_sparse(n, k, sparse=True, config=None, weights=1, axis_out=False):
+        kind = WeightKind(4, True, OUT_GROUP, 0, 0, 0) if axis_out else KIND
+        specs = (layout(n, k, 1024).spec,) * weights
+        wrapped = plan.get_plan.__wrapped__
+        return wrapped(0, kind, specs, formats.BF16, formats.BF16, sparse, 1, config=config).gemv.sparse
+
+    assert not is_sparse(4096, 4096)
+    assert not is_sparse(2048, 4096, weights=2)
+    assert is_sparse(4096, 4096, config=config)
+    assert is_sparse(4096, 4096, axis_out=True)
+    assert is_sparse(4096, 4224)
+    assert is_sparse(8192, 4096)
+    assert is_sparse(1024, 4096)
+    assert not is_sparse(8192, 4096, sparse=False)
 
 
 def test_arguments_keep_c_types():
