@@ -13,7 +13,7 @@ from zigpass.runtime import ZigpassError
 from zigpass.runtime.cuda.formats import ACTIVATION_CODES, BF16, NONE
 from zigpass.runtime.cuda.gemv import launch_gemv
 from zigpass.runtime.cuda.plan import Plan, chain, get_plan, weight_kind
-from zigpass.runtime.cuda.specialization import LaunchConfig
+from zigpass.runtime.cuda.specialization import LaunchConfig, Partials
 from zigpass.runtime.layout import Layout, ScaleAxis
 
 ROTATED_BYTES = 400 << 20
@@ -119,13 +119,13 @@ def plan_for(
     out_format: int,
     sparse: bool,
     config: LaunchConfig | None,
-    in_tile: int = 1,
+    middle: Partials = Partials(),
 ) -> Plan:
     kind = weight_kind(layouts[0], tensors)
     assert kind is not None
     specs = tuple(layout.spec for layout in layouts)
     return get_plan(
-        0, kind, specs, x_format, out_format, sparse, 1, x_format == NONE, ACTIVATION_CODES["silu"], in_tile, config
+        0, kind, specs, x_format, out_format, sparse, 1, x_format == NONE, ACTIVATION_CODES["silu"], middle, config
     )
 
 
@@ -172,7 +172,7 @@ class MlpCase:
         layouts = [self.gates[0].layout, self.ups[0].layout]
         up = plan_for(layouts, self.gates[0].tensors, BF16, NONE, sparse_up, up_config)
         down = plan_for(
-            [self.downs[0].layout], self.downs[0].tensors, NONE, BF16, sparse_down, down_config, up.gemv.tile
+            [self.downs[0].layout], self.downs[0].tensors, NONE, BF16, sparse_down, down_config, up.partials
         )
         return up, chain(down, up, (layouts[0].band, layouts[1].band))
 

@@ -16,7 +16,7 @@ from zigpass.runtime.cuda.device import get_device
 from zigpass.runtime.cuda.formats import ACTIVATION_CODES, BF16, NONE
 from zigpass.runtime.cuda.gemv import launch_gemv
 from zigpass.runtime.cuda.plan import cut_launch, weight_kind
-from zigpass.runtime.cuda.specialization import Gemv, LaunchConfig
+from zigpass.runtime.cuda.specialization import Gemv, LaunchConfig, Partials
 from zigpass.runtime.layout import ScaleAxis
 from zigpass.tools.gpu_cases import (
     ROTATED_BYTES,
@@ -38,7 +38,7 @@ def compile_all(
     sparsities: Iterable[float | None],
     x: int,
     out: int,
-    in_tile: int = 1,
+    middle: Partials = Partials(),
 ) -> None:
     """Compile specializations on all cores, so that measuring does not wait for them one by one."""
     nvrtc_version()  # imports happen here, not in the threads
@@ -46,7 +46,7 @@ def compile_all(
     assert kind is not None
     device, layouts = get_device(torch.cuda.current_device()), [weight.layout for weight in weights]
     wanted = [
-        Gemv(kind, config, x, out, sparsity is not None, 1, x == NONE, ACTIVATION_CODES["silu"], in_tile)
+        Gemv(kind, config, x, out, sparsity is not None, 1, x == NONE, ACTIVATION_CODES["silu"], middle)
         for config in configs
         for sparsity in sparsities
     ]
@@ -142,7 +142,7 @@ class DownCase:
     def compile(self, configs: Sequence[LaunchConfig], sparsity: float) -> None:
         compile_all(
             self.up.mlp.downs[:1], configs, (sparsity, None), NONE, BF16,
-            self.up.mlp.plans(False, False, self.up.best)[0].gemv.tile,
+            self.up.mlp.plans(False, False, self.up.best)[0].partials,
         )  # fmt: skip
 
     def time(self, config: LaunchConfig, sparsity: float | None) -> float:

@@ -280,7 +280,7 @@ def _prepare_mlp(
     up_plan = get_plan(index, kind, specs, FORMATS[x.dtype], NONE, threshold_in is not None, 1)
     down_plan = get_plan(
         index, down_kind, (down_layout.spec,), NONE, FORMATS[x.dtype], threshold_mid is not None, 1,
-        has_gate, ACTIVATION_CODES[activation], up_plan.gemv.tile,
+        has_gate, ACTIVATION_CODES[activation], up_plan.partials,
     )  # fmt: skip
     down_plan = chain(down_plan, up_plan, (first_layouts[0].band if has_gate else 1, first_layouts[-1].band))
     per_channel_in, per_channel_mid = (t is not None and t.numel() > 1 for t in (threshold_in, threshold_mid))

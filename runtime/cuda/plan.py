@@ -18,6 +18,7 @@ from .specialization import (
     OUT_GROUP,
     Gemv,
     LaunchConfig,
+    Partials,
     WeightKind,
     count_tiles,
     count_words,
@@ -56,13 +57,18 @@ class Plan:
     partial_floats: int
     template: bytes
 
+    @property
+    def partials(self) -> Partials:
+        """How this launch leaves its sums: a share that begins inside a tile adds a block to it."""
+        return Partials(self.gemv.tile, 4 if -(-self.blocks // self.tiles) + 1 <= 4 else 8)
+
 
 @functools.lru_cache(maxsize=4096)
 def chain(plan: Plan, producer: Plan, bands: tuple[int, int]) -> Plan:
     """`plan` reading the partial sums that `producer` leaves; `bands` of its gate (1 for none) and up."""
     arguments = Arguments.from_buffer_copy(plan.template)
-    if plan.gemv.in_tile != producer.gemv.tile:
-        raise ValueError(f"compiled for tiles of {plan.gemv.in_tile} rows, the producer's have {producer.gemv.tile}")
+    if plan.gemv.middle != producer.partials:
+        raise ValueError(f"compiled for {plan.gemv.middle}, the producer leaves {producer.partials}")
     arguments.in_up_tile = producer.first_tiles[-1]
     arguments.in_blocks = producer.blocks
     arguments.in_tiles = Divider.of(producer.tiles)
@@ -97,7 +103,7 @@ def get_plan(
     rows: int,
     has_gate: bool = False,
     activation: int = 0,
-    in_tile: int = 1,
+    middle: Partials = Partials(),
     config: LaunchConfig | None = None,
 ) -> Plan:
     """The plan of a launch; compiles and loads its kernel the first time.
@@ -108,7 +114,7 @@ def get_plan(
         x_format, out_format: codes of `formats`; NONE means partial sums.
         sparse: look for inactive entries; not done where the table says that it never pays, unless `config` is given.
         rows: 1, 2 or 4: rows of x that the kernel holds.
-        in_tile: rows of the tiles whose partial sums are x.
+        middle: `Plan.partials` of the launch whose partial sums are x.
         config: launch parameters to use instead of the table's.
     """
     device = get_device(device_index)
@@ -116,7 +122,7 @@ def get_plan(
     if sparse and config is None:
         padded_n = sum(layout.padded_n for layout in layouts)
         sparse = sparsity_pays(device.arch, kind, rows, padded_n, layouts[0].k)
-    gemv = Gemv(kind, LaunchConfig(1, 1, 1, 1), x_format, out_format, sparse, rows, has_gate, activation, in_tile)
+    gemv = Gemv(kind, LaunchConfig(1, 1, 1, 1), x_format, out_format, sparse, rows, has_gate, activation, middle)
     return build_plan(device, gemv, layouts, config)
 
 

@@ -13,6 +13,9 @@ from .formats import FORMAT_BYTES, FORMATS, NONE
 
 STEP = 16
 """Columns of one tensor-core step; a unit of the active list starts at a multiple of it."""
+LANES = 32
+CUT_UNITS = 3
+"""Units of a pass that it shares with other passes, at most: both ends of the first piece, one of the second."""
 MOST_UNIT_WORDS = 8
 """Words of 32 columns that one lane scans at most; a unit is a group of scales or, where that is longer, a divisor."""
 OUT_GROUP = 1 << 20
@@ -59,7 +62,6 @@ class LaunchConfig:
         chunk: most columns a block compacts at a time; cut down to what shared memory holds.
         early: columns that a block asks L2 for before x is known.
         early_dense: the same in a dense launch, which needs them all.
-        known: words of 32 columns per column warp whose active columns a block asks L2 for as soon as x is known.
         lockstep: warps side by side wait for each other at every step.
         fetch: bytes that L2 reads at least, 128 or 256.
     """
@@ -71,13 +73,25 @@ class LaunchConfig:
     chunk: int = 4096
     early: int = 0
     early_dense: int = 0
-    known: int = 2
     lockstep: bool = False
     fetch: int = 128
 
     @property
     def threads(self) -> int:
         return 32 * self.row_warps * self.column_warps
+
+
+@dataclasses.dataclass(frozen=True)
+class Partials:
+    """How a launch leaves its partial sums.
+
+    Attributes:
+        tile: rows of its tiles.
+        at_once: blocks that share a tile, rounded up to 4 or 8: sums that a reader waits for together.
+    """
+
+    tile: int = 1
+    at_once: int = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +106,8 @@ class Gemv:
     rows: int
     has_gate: bool = False
     activation: int = 0
-    in_tile: int = 1
-    """Rows of the tiles whose partial sums are x."""
+    middle: Partials = Partials()
+    """How the launch before leaves the partial sums that are x."""
 
     @property
     def tile(self) -> int:
@@ -111,7 +125,7 @@ class Gemv:
         """Dynamic shared memory; the kernel asserts that its struct fits."""
         kind, config = self.kind, self.config
         unit = unit_words(kind.group)
-        units = -(-(config.chunk // 32) // unit) + 3
+        units = -(-(config.chunk // 32) // unit) + CUT_UNITS
         words = units * unit
         list_steps = -(-(config.chunk // STEP) // config.column_warps) + 1
         one_list = round_up(list_steps * STEP * 4 * (1 + self.rows) + list_steps * 4, 16)
@@ -148,10 +162,10 @@ class Gemv:
             "DEPTH": config.depth,
             "PERMUTED": int(kind.permuted),
             "EARLY": config.early if self.sparse else config.early_dense,
-            "KNOWN": config.known,
             "LOCKSTEP": int(config.lockstep),
             "FETCH": config.fetch,
-            "IN_TILE": self.in_tile,
+            "IN_TILE": self.middle.tile,
+            "PARTS_AT_ONCE": self.middle.at_once,
             "SHARED_BYTES": self.shared_bytes,
             "ARGUMENT_BYTES": ctypes.sizeof(Arguments),
         }
@@ -163,16 +177,16 @@ class Gemv:
             columns: most columns that a block gets of one tile.
             shared_limit: bytes of shared memory that a block may take.
         """
-        chunk, column_warps = self.config.chunk, self.config.column_warps
-        while chunk // 2 >= max(columns, 128):
-            chunk //= 2
+        # Powers of two keep specializations few; with its ends cut anywhere, a pass holds a unit for each lane.
+        most = min(self.config.chunk, (LANES - CUT_UNITS) * 32 * unit_words(self.kind.group))
+        chunk, column_warps = min(most, max(128, 1 << (columns - 1).bit_length())), self.config.column_warps
         while column_warps:
             while chunk >= 64:
                 config = dataclasses.replace(self.config, chunk=chunk, column_warps=column_warps)
                 fitted = dataclasses.replace(self, config=config)
                 if fitted.shared_bytes <= shared_limit:
                     return fitted
-                chunk //= 2
+                chunk = chunk // 2 // 32 * 32
             chunk, column_warps = 64, column_warps // 2  # sums and scales of fewer warps
         return None
 

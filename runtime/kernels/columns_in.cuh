@@ -17,6 +17,9 @@ DEVICE int tile_row(int row_warp, int i, int f) {
 struct Sums {
   float rows[4 / SHARING][FIELDS];
 
+  // Adds weight * x of one column, without tensor cores.
+  DEVICE void add_column(const Arguments& a, const Tile& t, const u8* codes, int column, float x, int row_warp);
+
   DEVICE void clear() {
 #pragma unroll
     for (int h = 0; h < 4 / SHARING; ++h)
@@ -142,17 +145,33 @@ struct Source {
   }
 };
 
+DEVICE void Sums::add_column(const Arguments& a, const Tile& t, const u8* codes, int column, float x, int row_warp) {
+  const Weight& w = a.weights[t.weight];
+  const long long offset = scale_offset(a, t, column / GROUP);
+#pragma unroll
+  for (int h = 0; h < 4 / SHARING; ++h) {
+    const int i = h * SHARING + mma_word();
+    const u32 word = reinterpret_cast<const u32*>(codes)[i];
+#pragma unroll
+    for (int f = 0; f < FIELDS; ++f) {
+      const float code = float(word >> (BITS * f) & ((1u << BITS) - 1));
+      const long long at = offset + tile_row(row_warp, i, f);
+      const float scale = load_as_float<SCALE_FORMAT>(w.scale, at), zero = load_as_float<ZERO_FORMAT>(w.zero, at);
+      rows[h][f] += x * (ZERO_KIND == ADD_FLOAT ? fmaf(scale, code, zero) : scale * (code - zero));
+    }
+  }
+}
+
 // Adds the steps of a column warp's list to `sums`. The first `own_first` are of the first piece; when that closes, its
 // sums go to shared memory, and `sums` goes on with the second.
-DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cut& cut, Sums& sums, int row_warp,
-                       int column_warp, int steps, int own_first, int units, float unscale) {
+DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cut& cut, const Source& first,
+                       const Source& second, Sums& sums, int row_warp, int column_warp, int steps, int own_first, int units, float unscale) {
   const int g = threadIdx.x % 32 / 4;
   const u16* parts = list.parts[g % TAKEN / 2][g % 2];
   u32 keep[SHARING];
 #pragma unroll
   for (int v = 0; v < SHARING; ++v) keep[v] = g / TAKEN == v ? ~0u : 0u;
 
-  const Source first(a, s.tiles[0], row_warp), second(a, s.tiles[1], row_warp);
   // As differences, not as a choice between two structs, which would put them in local memory.
   const long long to_first = first.base - second.base;
   const u32 to_first_stride = first.stride - second.stride;

@@ -9,6 +9,9 @@ DEVICE int lane_block() { return threadIdx.x % 32 / 4 / LANES_PER_BLOCK; }
 struct Sums {
   float rows[4][2];
 
+  // Adds weight * x of one column, without tensor cores.
+  DEVICE void add_column(const Arguments& a, const Tile& t, const u8* codes, int column, float x, int row_warp);
+
   DEVICE void clear() {
 #pragma unroll
     for (int i = 0; i < 4; ++i) rows[i][0] = rows[i][1] = 0.0f;
@@ -135,16 +138,36 @@ struct Source {
   }
 };
 
+DEVICE void Sums::add_column(const Arguments& a, const Tile& t, const u8* codes, int column, float x, int row_warp) {
+  // The record of the lane's own rows, which are those of `lane_block`; `Source` has that of its result column.
+  const int lane = threadIdx.x % 32, row = t.band_start + t.row + row_warp * WARP_ROWS + lane_block() * BLOCK_ROWS;
+  const Weight& w = a.weights[t.weight];
+  const u64 first = (u64)t.band * div_up(w.band, 256) * a.k;
+  const int first_record = t.band_start / 256, per_column = div_up(t.band_start + t.band_rows, 256) - first_record;
+  const uint4 r = static_cast<const uint4*>(w.scale)[first + (u64)column * per_column + row / 256 - first_record];
+  const int nibble = 4 * (row / 128 % 2 * 4 + lane % 4);
+  const u32 top = r.w >> nibble;
+  const float scale = from_f16(u16(r.x)) * small_float((r.y >> nibble & 15) | (top & 3) << 4);
+  const float minimum = from_f16(u16(r.x >> 16)) * small_float((r.z >> nibble & 15) | (top & 12) << 2);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const u32 word = reinterpret_cast<const u32*>(codes)[i];
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      rows[i][half] += x * fmaf(scale, float(word >> (BITS * (2 * (lane % 4) + half)) & 15), -minimum);
+  }
+}
+
 // As for the scale axis "in": the steps of a column warp's list to `sums`, those of a closing first piece to shared memory.
-DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cut& cut, Sums& sums, int row_warp,
-                       int column_warp, int steps, int own_first, int, float unscale) {
+DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cut& cut, const Source&,
+                       const Source&, Sums& sums, int row_warp, int column_warp, int steps, int own_first, int, float unscale) {
   const int g = threadIdx.x % 32 / 4;
   u32 keep[4];
 #pragma unroll
   for (int p = 0; p < 4; ++p) keep[p] = g / 2 == p ? ~0u : 0u;
 #pragma unroll 1
   for (int i = 0; i < 2; ++i) {
-    const Source from(a, s.tiles[i], row_warp);
+    const Source from(a, s.tiles[i], row_warp);  // here: a choice between two structs would lie in local memory
     int step = i ? own_first : 0;
     const int stop = i ? steps : own_first;
     Codes ring[DEPTH];

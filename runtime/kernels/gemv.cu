@@ -15,7 +15,8 @@
 // Macros: BITS, SCALE_AXIS_OUT, GROUP, SCALE_FORMAT, ZERO_FORMAT, ZERO_KIND, X_FORMAT (NONE: x is the activated middle
 // of an MLP, given as partial sums), HAS_GATE, ACTIVATION, OUT_FORMAT (of zigzag_combine), SPARSE, PERMUTED,
 // ROWS, ROW_WARPS, COLUMN_WARPS, BLOCKS_PER_SM, CHUNK (columns of a pass), PARTS (fp16 parts of x),
-// DEPTH, EARLY, KNOWN, LOCKSTEP, FETCH, IN_TILE (rows of the tiles that made the middle), SHARED_BYTES, ARGUMENT_BYTES.
+// DEPTH, EARLY, LOCKSTEP, FETCH, IN_TILE (rows of the tiles that made the middle), PARTS_AT_ONCE (blocks
+// that share one of those, rounded up), SHARED_BYTES, ARGUMENT_BYTES.
 #include "common.cuh"
 
 struct Arguments {
@@ -78,6 +79,7 @@ constexpr int QUADS = TILE * ROWS / 4;      // of the sums, in float4
 static_assert(ROWS == 1 || ROWS == 2 || ROWS == 4, "rows of a launch");
 static_assert(!SCALE_AXIS_OUT || (BITS == 4 && ROWS == 1), "scale_axis out: 4 bits, one row");
 static_assert(CHUNK % 32 == 0 && CHUNK / STEP < 65536, "steps of a list are 16-bit");
+static_assert(DOMAIN_UNITS <= 32, "a lane scans a unit");
 
 struct Tile {
   int weight;
@@ -235,6 +237,33 @@ DEVICE void publish(const Arguments& a, const float* reduced, int tile) {
   }
 }
 
+// The same sums as `accumulate`, number by number: an infinity times a code less its zero is what plain arithmetic
+// makes of it, while a sum of codes less a sum of zeros would be NaN. Slow, and never needed in a healthy model.
+DEVICE void accumulate_plain(Shared& s, const Arguments& a, const Cut& cut, const Domain& domain,
+                             const Source& first, const Source& second, Sums& sums, int row_warp, int column_warp) {
+#pragma unroll 1
+  for (int piece = 0; piece < 2; ++piece) {
+    const int first_word = piece ? domain.first_units * UNIT_WORDS : 0;
+    const int end_word = piece ? domain.units * UNIT_WORDS : domain.first_units * UNIT_WORDS;
+    const bool exists = piece ? second.exists : first.exists;
+    const u8* base = piece ? second.base : first.base;
+    const u32 stride = piece ? second.stride : first.stride;
+#pragma unroll 1
+    for (int word = first_word + column_warp; exists && word < end_word; word += COLUMN_WARPS) {
+#pragma unroll 1
+      for (u32 mask = s.masks[word]; mask; mask &= mask - 1) {
+        const int bit = __ffs(mask) - 1;
+        const int column = column_of(domain.word_of_tile(word) * 32 + bit);
+        sums.add_column(a, s.tiles[piece], base + (u64)column * stride, column, s.x[mma_row()][word * 32 + bit], row_warp);
+      }
+    }
+    if (piece == 0 && cut.first_closes) {
+      sums.store(s.reduced_first, row_warp, column_warp);
+      sums.clear();
+    }
+  }
+}
+
 // Asks L2 for the first EARLY columns of the block's share before the previous kernel is done and the active ones are
 // known: memory would be idle. As with the scales, a prefetch returns no data, so it is safe.
 DEVICE void prefetch_codes(const Shared& s, const Arguments& a, const Cut& cut) {
@@ -315,32 +344,43 @@ zigzag_gemv(const __grid_constant__ Arguments a) {
       if (EARLY) prefetch_codes(s, a, cut);
     }
     prepare_gathers(s, a, domain);
+    const Source first(a, s.tiles[0], row_warp), second(a, s.tiles[1], row_warp);
     if (!waited) wait_for_previous_kernel();
     waited = true;
     predict(s, a, cut, domain);
     __syncthreads();
-    const Steps steps = count_steps(s, domain);
+    Steps steps;
+    const Unit unit = scan_units(s, domain, steps);
     float scale[ROWS];
     u32 own_exponent = 0;  // of the row of x whose sums this lane ends with
+    bool finite = true;
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       const u32 exponent = exponent_of(s, r);
       scale[r] = scale_of(exponent);
       own_exponent |= r == mma_row() ? exponent : 0;
+      finite &= exponent != NOT_FINITE;
     }
-    const int begin = steps.all * column_warp / COLUMN_WARPS, end = steps.all * (column_warp + 1) / COLUMN_WARPS;
-    const int own_first = min(max(steps.first - begin, 0), end - begin);  // of the first piece
-    const int units = compact(s, list, domain, begin, end, row_warp, scale);
-    join_row_warps(column_warp);
-    accumulate(s, list, a, cut, sums, row_warp, column_warp, end - begin, own_first, units, unscale_of(own_exponent));
+    if (finite) {
+      const int begin = steps.all * column_warp / COLUMN_WARPS, end = steps.all * (column_warp + 1) / COLUMN_WARPS;
+      const int own_first = min(max(steps.first - begin, 0), end - begin);  // of the first piece
+      const int units = compact(s, list, domain, unit, begin, end, row_warp, scale);
+      join_row_warps(column_warp);
+      accumulate(s, list, a, cut, first, second, sums, row_warp, column_warp, end - begin, own_first, units,
+                 unscale_of(own_exponent));
+    } else {
+      accumulate_plain(s, a, cut, domain, first, second, sums, row_warp, column_warp);
+    }
     if (cut.second_closes) {
       __syncthreads();  // lists and staged scales make room for the sums
       sums.store(s.reduced_second, row_warp, column_warp);
       sums.clear();
     }
     __syncthreads();
-    if (cut.first_closes) publish(a, s.reduced_first, cut.tile);
-    if (cut.second_closes) publish(a, s.reduced_second, cut.tile + 1);
+#pragma unroll 1
+    for (int piece = 0; piece < 2; ++piece)
+      if (piece ? cut.second_closes : cut.first_closes)
+        publish(a, piece ? s.reduced_second : s.reduced_first, cut.tile + piece);
   } while (share.next(cut));
 }
 

@@ -39,9 +39,7 @@ struct Domain {
 
   // A unit that a piece shares with another block has words that are not the block's.
   DEVICE bool has(const Cut& cut, int word) const {
-    const int of_tile = word_of_tile(word);
-    return in_first(word) ? of_tile >= cut.from && of_tile < cut.from + cut.first
-                          : word < units * UNIT_WORDS && of_tile < cut.second;
+    return in_first(word) ? u32(word_of_tile(word) - cut.from) < u32(cut.first) : u32(word_of_tile(word)) < u32(cut.second);
   }
 };
 
@@ -64,18 +62,18 @@ DEVICE int4 gather_of(const Arguments& a, int k) {
 DEVICE float load_middle(const Arguments& a, const int4& gather, int lane, int k) {
   const float *gate_from = a.in_partials + gather.x + lane, *up_from = a.in_partials + gather.z + lane;
   float gate = 0.0f, up = 0.0f;
-  // Eight loads each under way at a time, also where fewer are left: their latency is all that this costs.
-#pragma unroll 1
-  for (int b = 0; b < max(gather.y, gather.w); b += 8) {
-    float gate_part[8], up_part[8];
+  int first = 0;
+  do {  // once, but for very wide grids: all loads are under way at a time, their latency is all that this costs
+    float gate_part[PARTS_AT_ONCE], up_part[PARTS_AT_ONCE];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      gate_part[i] = b + i < gather.y ? __ldcg(gate_from + (b + i) * IN_TILE) : 0.0f;
-      up_part[i] = b + i < gather.w ? __ldcg(up_from + (b + i) * IN_TILE) : 0.0f;
+    for (int i = 0; i < PARTS_AT_ONCE; ++i) {
+      gate_part[i] = HAS_GATE && first + i < gather.y ? __ldcg(gate_from + (first + i) * IN_TILE) : 0.0f;
+      up_part[i] = first + i < gather.w ? __ldcg(up_from + (first + i) * IN_TILE) : 0.0f;
     }
 #pragma unroll
-    for (int i = 0; i < 8; ++i) gate += gate_part[i], up += up_part[i];
-  }
+    for (int i = 0; i < PARTS_AT_ONCE; ++i) gate += gate_part[i], up += up_part[i];
+    first += PARTS_AT_ONCE;
+  } while (first < max(gather.y, gather.w));
   if (a.up_bias_format != NONE) up += load_as_float(a.up_bias, k, a.up_bias_format);
   if (!HAS_GATE) return activate<ACTIVATION>(up);
   if (a.gate_bias_format != NONE) gate += load_as_float(a.gate_bias, k, a.gate_bias_format);
@@ -106,10 +104,11 @@ DEVICE int input_of(const Arguments& a, const Tile& t, int column) {
 #endif
 }
 
-DEVICE float load_x(const Shared& s, const Arguments& a, int row, int word, int k) {
+DEVICE float load_x(const Shared& s, const Arguments& a, int row, int word, int k, bool is_there) {
 #if X_FORMAT == 4
-  if (GATHER_BY_WORD) return load_middle(a, s.gathers[word], threadIdx.x % 32, k);
-  return load_middle(a, gather_of(a, k), 0, k);
+  int4 gather = GATHER_BY_WORD ? s.gathers[word] : gather_of(a, k);
+  if (!is_there) gather.y = gather.w = 0;
+  return load_middle(a, gather, GATHER_BY_WORD ? int(threadIdx.x % 32) : 0, k);
 #else
   return load_as_float<X_FORMAT>(a.x, (long long)row * a.k + k);
 #endif
@@ -125,45 +124,15 @@ DEVICE u32 warp_max(u32 value) {
 #endif
 }
 
-DEVICE int warp_sum(int value) {
-#if __CUDA_ARCH__ >= 800
-  return __reduce_add_sync(ALL_LANES, value);
-#else
-#pragma unroll
-  for (int offset = 16; offset; offset >>= 1) value += __shfl_xor_sync(ALL_LANES, value, offset);
-  return value;
-#endif
-}
+// Words of x that a warp waits for together; a row of the middle is up to 2 * PARTS_AT_ONCE loads already.
+constexpr int WORDS_PER_WARP = div_up(DOMAIN_WORDS, WARPS);
+constexpr int MOST_AT_ONCE = X_FORMAT == NONE ? (PARTS_AT_ONCE > 4 ? 1 : 2) : ROWS > 1 ? 2 : 8;
+constexpr int AT_ONCE = WORDS_PER_WARP < MOST_AT_ONCE ? WORDS_PER_WARP : MOST_AT_ONCE;
 
-// Asks L2 for active columns as soon as they are known to be active: the list is not ready yet, and memory is idle. Only
-// for the first KNOWN words of each column warp's share, which will be read first; the warp that marked a word asks for it.
-DEVICE void prefetch_known(const Shared& s, const Arguments& a, const Cut& cut, const Domain& domain) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, all = cut.first + cut.second;
-  const int share = div_up(all, COLUMN_WARPS);
-  __syncwarp();
-#pragma unroll 1
-  for (int i = 0; i < KNOWN * COLUMN_WARPS; ++i) {
-    const int of_pass = i / KNOWN * share + i % KNOWN;
-    const bool second = of_pass >= cut.first;
-    const int of_tile = second ? of_pass - cut.first : of_pass + cut.from;
-    const int word = of_tile + (second ? domain.first_units : -domain.first_unit) * UNIT_WORDS;
-    if (of_pass >= all || word % WARPS != warp || !(s.masks[word] >> lane & 1)) continue;
-    const Tile& t = s.tiles[second];
-    const u8* from = static_cast<const u8*>(a.weights[t.weight].codes) +
-                     ((u64)t.band_start * a.k + (u64)column_of(of_tile * 32 + lane) * t.band_rows + t.row) * BITS / 8;
-#pragma unroll
-    for (int line = 0; line < TILE * BITS / 8; line += 128)
-      if (line < t.rows * BITS / 8) prefetch_l2(from + line);
-  }
-}
-
-// Words of x that a warp waits for together; a row of the middle is up to 16 loads already.
-constexpr int AT_ONCE = X_FORMAT == 4 ? 1 : 2;
-
-// Reads the entries of the domain and marks the active ones: s.x, s.masks, and the largest magnitude of each warp.
+// Reads the entries of the domain and marks the active ones: s.x, s.masks, and the largest magnitude of each warp. Entries
+// that are not there are read at 0, so that nothing branches and the loads of a pass are under way together.
 DEVICE void predict(Shared& s, const Arguments& a, const Cut& cut, const Domain& domain) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, words = domain.units * UNIT_WORDS;
-  const float threshold = SPARSE && !a.per_channel ? __ldg(a.threshold) : 0.0f;
   u32 largest[ROWS];
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) largest[r] = 0;
@@ -173,28 +142,26 @@ DEVICE void predict(Shared& s, const Arguments& a, const Cut& cut, const Domain&
     bool active[AT_ONCE];
 #pragma unroll
     for (int u = 0; u < AT_ONCE; ++u) {
-      const int word = block + u * WARPS, v = domain.word_of_tile(word) * 32 + lane;
-      active[u] = word < words && domain.has(cut, word) && exists(v, a.k);
-      const int k = active[u] ? input_of(a, s.tiles[domain.in_first(word) ? 0 : 1], column_of(v)) : 0;
-      least[u] = SPARSE && a.per_channel ? __ldg(a.threshold + k) : threshold;
+      const int word = min(block + u * WARPS, DOMAIN_WORDS - 1), v = domain.word_of_tile(word) * 32 + lane;
+      active[u] = int(domain.has(cut, word)) & int(exists(v, a.k));
+      const int k = input_of(a, s.tiles[domain.in_first(word) ? 0 : 1], active[u] ? column_of(v) : 0);
+      least[u] = SPARSE ? __ldg(a.threshold + (a.per_channel ? k : 0)) : 0.0f;
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r) value[u][r] = active[u] && r < a.rows ? load_x(s, a, r, word, k) : 0.0f;
+      for (int r = 0; r < ROWS; ++r) value[u][r] = load_x(s, a, r < a.rows ? r : 0, word, k, active[u]);
     }
 #pragma unroll
     for (int u = 0; u < AT_ONCE; ++u) {
       const int word = block + u * WARPS;
-      if (word >= words) break;
-      if (SPARSE) active[u] = active[u] && !(fabsf(value[u][0]) < least[u]);
+      if (SPARSE) active[u] = int(active[u]) & int(!(fabsf(value[u][0]) < least[u]));
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {
-        s.x[r][word * 32 + lane] = value[u][r];
-        if (active[u]) largest[r] = max(largest[r], __float_as_uint(value[u][r]) & 0x7fffffffu);
+        largest[r] = max(largest[r], active[u] && r < a.rows ? __float_as_uint(value[u][r]) & 0x7fffffffu : 0);
+        if (word < words) s.x[r][word * 32 + lane] = r < a.rows ? value[u][r] : 0.0f;
       }
       const u32 mask = __ballot_sync(ALL_LANES, active[u]);
-      if (lane == 0) s.masks[word] = mask;
+      if (int(lane == 0) & int(word < words)) s.masks[word] = mask;
     }
   }
-  if (SPARSE && KNOWN) prefetch_known(s, a, cut, domain);
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) {
     largest[r] = warp_max(largest[r]);
@@ -203,15 +170,22 @@ DEVICE void predict(Shared& s, const Arguments& a, const Cut& cut, const Domain&
 }
 
 // The exponent field E of the largest magnitude decides the power of two that brings it under 2^15 ("in") or 2^6
-// ("out", which leaves room for column scales up to 512). Infinity and NaN keep scale one and spread as they must.
+// ("out", which leaves room for column scales up to 512). With an infinity or a NaN the block takes `accumulate_plain`.
 constexpr int TARGET = SCALE_AXIS_OUT ? 5 : 14;
 DEVICE u32 exponent_of(const Shared& s, int r) {
   const int lane = threadIdx.x % 32;
   const u32 e = warp_max(lane < WARPS ? s.largest[r][lane] : 0) >> 23;
-  return e == 255 ? 127 + TARGET : max(e, TARGET + 1u);
+  return max(e, TARGET + 1u);
 }
+constexpr u32 NOT_FINITE = 255;
 DEVICE float scale_of(u32 exponent) { return __uint_as_float((254 + TARGET - exponent) << 23); }
 DEVICE float unscale_of(u32 exponent) { return __uint_as_float((exponent - TARGET) << 23); }
+
+DEVICE u32 lanes_below() {
+  u32 mask;
+  asm("mov.u32 %0, %lanemask_lt;" : "=r"(mask));
+  return mask;
+}
 
 DEVICE int inclusive_scan(int value) {
   const int lane = threadIdx.x % 32;
@@ -223,33 +197,27 @@ DEVICE int inclusive_scan(int value) {
   return value;
 }
 
-// Active columns of a unit.
-DEVICE int count_active(const Shared& s, int unit) {
-  int count = 0;
-  if (UNIT_WORDS % 4 == 0) {  // one access for four words: lanes lie next to each other
-#pragma unroll
-    for (int w = 0; w < UNIT_WORDS; w += 4) {
-      const uint4 masks = *reinterpret_cast<const uint4*>(s.masks + unit * UNIT_WORDS + w);
-      count += __popc(masks.x) + __popc(masks.y) + __popc(masks.z) + __popc(masks.w);
-    }
-  } else {
-#pragma unroll
-    for (int w = 0; w < UNIT_WORDS; ++w) count += __popc(s.masks[unit * UNIT_WORDS + w]);
-  }
-  return count;
-}
+// A lane's unit: its active columns, and which steps of the domain they fill.
+struct Unit {
+  int active;
+  int start;
+  int end;
+};
 
-// Steps of the whole domain, and of the units of its first piece.
-DEVICE Steps count_steps(const Shared& s, const Domain& domain) {
-  Steps steps{0, 0};
-#pragma unroll 1
-  for (int block = 0; block < domain.units; block += 32) {
-    const int unit = block + threadIdx.x % 32;
-    const int own = unit < domain.units ? div_up(count_active(s, unit), STEP) : 0;
-    steps.all += warp_sum(own);
-    steps.first += warp_sum(unit < domain.first_units ? own : 0);
+// Every lane takes a unit.
+DEVICE Unit scan_units(const Shared& s, const Domain& domain, Steps& steps) {
+  const int lane = threadIdx.x % 32;
+  Unit unit{0, 0, 0};
+  if (lane < domain.units) {
+#pragma unroll
+    for (int w = 0; w < UNIT_WORDS; ++w) unit.active += __popc(s.masks[lane * UNIT_WORDS + w]);
   }
-  return steps;
+  const int own = div_up(unit.active, STEP);
+  unit.end = inclusive_scan(own);
+  unit.start = unit.end - own;
+  steps.all = __shfl_sync(ALL_LANES, unit.end, 31);
+  steps.first = domain.first_units ? __shfl_sync(ALL_LANES, unit.end, domain.first_units - 1) : 0;
+  return unit;
 }
 
 DEVICE void put_entry(List& list, int r, int at, float value) {
@@ -264,47 +232,39 @@ DEVICE void put_entry(List& list, int r, int at, float value) {
 
 // Writes steps [from, to) of the domain to the list; the row warps of the column warp take turns unit by unit. A gap
 // after a unit is filled with zeros that load nothing. Returns how many units there are.
-DEVICE int compact(Shared& s, List& list, const Domain& domain, int from, int to, int row_warp,
+DEVICE int compact(Shared& s, List& list, const Domain& domain, const Unit& unit, int from, int to, int row_warp,
                    const float (&scale)[ROWS]) {
   const int lane = threadIdx.x % 32, most = (to - from) * STEP;
-  int base = 0, found = 0;
+  const u32 all = __ballot_sync(ALL_LANES, unit.end > unit.start && unit.start < to && unit.end > from);
+  u32 mine = all;
 #pragma unroll 1
-  for (int block = 0; block < domain.units && base < to; block += 32) {
-    const int unit = block + lane;
-    const int active = unit < domain.units ? count_active(s, unit) : 0, own = div_up(active, STEP);
-    const int end = base + inclusive_scan(own), start = end - own;
-    base = __shfl_sync(ALL_LANES, end, 31);
-    u32 mine = __ballot_sync(ALL_LANES, own && start < to && end > from);
+  for (int found = 0; mine; mine &= mine - 1, ++found) {
+    if (found % ROW_WARPS != row_warp) continue;
+    const int taken = __ffs(mine) - 1, of_tile = domain.word_of_tile(taken * UNIT_WORDS);
+    const int start = __shfl_sync(ALL_LANES, unit.start, taken), stop = __shfl_sync(ALL_LANES, unit.end, taken);
+    int at = (start - from) * STEP;  // may lie before the list
+    // Not unrolled: code that runs once costs more to fetch than to run.
 #pragma unroll 1
-    for (; mine; mine &= mine - 1, ++found) {
-      if (found % ROW_WARPS != row_warp) continue;
-      const int source = __ffs(mine) - 1, taken = block + source;
-      const int first = (__shfl_sync(ALL_LANES, start, source) - from) * STEP;  // may lie before the list
-      const int entries = __shfl_sync(ALL_LANES, active, source), stop = __shfl_sync(ALL_LANES, end, source);
-      const int of_tile = domain.word_of_tile(taken * UNIT_WORDS);
-      int at = first;
+    for (int w = 0; w < UNIT_WORDS; ++w) {
+      const int word = taken * UNIT_WORDS + w;
+      const u32 mask = s.masks[word];
+      const int entry = at + __popc(mask & lanes_below());
+      at += __popc(mask);
+      if (int(mask >> lane & 1) & int(u32(entry) < u32(most))) {
+        list.columns[entry] = column_of((of_tile + w) * 32 + lane);
 #pragma unroll
-      for (int w = 0; w < UNIT_WORDS; ++w) {
-        const int word = taken * UNIT_WORDS + w;
-        const u32 mask = s.masks[word];
-        const int entry = at + __popc(mask & ((1u << lane) - 1));
-        if (mask >> lane & 1 && u32(entry) < u32(most)) {
-          list.columns[entry] = column_of((of_tile + w) * 32 + lane);
-#pragma unroll
-          for (int r = 0; r < ROWS; ++r) put_entry(list, r, entry, s.x[r][word * 32 + lane] * scale[r]);
-        }
-        at += __popc(mask);
+        for (int r = 0; r < ROWS; ++r) put_entry(list, r, entry, s.x[r][word * 32 + lane] * scale[r]);
       }
-      const int gap = at + lane;
-      if (gap < first + div_up(entries, STEP) * STEP && u32(gap) < u32(most)) {
-        list.columns[gap] = PADDING;
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r) put_entry(list, r, gap, 0.0f);
-      }
-      if (lane == 0)
-        list.units[found] = u32(min(stop, to) - from) | u32(of_tile / GROUP_WORDS) << 16 |
-                            u32(taken >= domain.first_units) << 31;
     }
+    const int gap = at + lane;
+    if (int(gap < (stop - from) * STEP) & int(u32(gap) < u32(most))) {
+      list.columns[gap] = PADDING;
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) put_entry(list, r, gap, 0.0f);
+    }
+    if (lane == 0)
+      list.units[found] = u32(min(stop, to) - from) | u32(of_tile / GROUP_WORDS) << 16 |
+                          u32(taken >= domain.first_units) << 31;
   }
-  return found;
+  return __popc(all);
 }
