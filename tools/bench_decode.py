@@ -271,7 +271,7 @@ def table_of(rows: list[Row]) -> Table:
 
 def parts_table(rows: list[Row]) -> Table:
     """Microseconds of a step by part."""
-    names = ("attention", "linears", "head", "other", "gaps", "overlap")
+    names = ("attention", "linears", "head", "other", "gaps")
     table = Table("model", "variant", *names, "kernels", title="microseconds by part, profiler")
     for row in rows:
         if row.parts is not None:

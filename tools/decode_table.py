@@ -20,6 +20,8 @@ def decode_table(
     layer: Annotated[str, typer.Option(help="Print the launches of one layer of a MODEL:VARIANT in their order.")] = "",
 ) -> None:
     """Print the rows of a result file as a Markdown table, or the launches of one decoder layer."""
+    if not file.is_file():
+        raise ZigpassError(f"there is no file {file}; `zigpass bench decode` writes one")
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     typer.echo("\n".join(layer_lines(rows, layer) if layer else table_lines(rows)))
 
@@ -35,8 +37,7 @@ def table_lines(rows: list[dict[str, Any]]) -> list[str]:
             f"{row['microseconds']:,.0f}",
             f"{1e6 / row['microseconds']:.0f}",
             "" if peer is None else f"{peer / row['microseconds']:.2f}x",
-            *(f"{parts[name]:,.0f}" for name in ("linears", "attention", "head", "other")),
-            f"{parts['gaps'] - parts['overlap']:,.0f}",
+            *(f"{parts[name]:,.0f}" for name in ("linears", "attention", "head", "other", "gaps")),
             str(parts["kernels"]),
         ]
         lines.append(f"| {row['model']} ({row['layers']} layers) | {row['variant']} | {' | '.join(values)} |")

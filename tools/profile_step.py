@@ -59,7 +59,10 @@ class Launch:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Microseconds of a step by part.
+    """Microseconds of a step by part; together they are the step.
+
+    Kernels overlap where the next one starts before the last has ended, and waits. A part is therefore what its kernels
+    add: the time from the end of the kernels before, or from its start where that is later, to its end.
 
     Attributes:
         attention: scores, softmax and values.
@@ -67,9 +70,8 @@ class Parts:
         head: the last GEMV.
         other: norms, rotary embedding, cache writes, residuals: what Inductor makes of the rest.
         gaps: time in which no kernel ran.
-        overlap: time in which two ran, the next one starting before the last had ended.
         kernels: launches of a step.
-        by_name: launches and microseconds a step of the kernels that take longest.
+        by_name: launches and microseconds (of their own, waiting included) a step of the kernels that take longest.
         layer: every launch of one layer in the middle of a step, from its attention to the next one's; copies and
             fills of memory too.
     """
@@ -79,7 +81,6 @@ class Parts:
     head: float
     other: float
     gaps: float
-    overlap: float
     kernels: int
     by_name: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     layer: list[Launch] = dataclasses.field(default_factory=list)
@@ -114,15 +115,15 @@ def split(kernels: Iterable[Kernel], steps: int) -> Parts:
     every = sorted(kernels, key=lambda kernel: kernel.start)
     ordered = [kernel for kernel in every if kernel.computes]
     per_step = len(ordered) // steps
-    sums = dict.fromkeys(("attention", "linears", "head", "other", "gaps", "overlap"), 0.0)
+    sums = dict.fromkeys(("attention", "linears", "head", "other", "gaps"), 0.0)
     for index in range(steps):
         own = ordered[index * per_step : (index + 1) * per_step]
         head = _head(own)
+        end = own[0].start if own else 0.0
         for at, kernel in enumerate(own):
-            sums["head" if at in head else part_of(kernel.name)] += kernel.duration
-        for before, after in itertools.pairwise(own):
-            distance = after.start - before.end
-            sums["gaps" if distance > 0 else "overlap"] += abs(distance)
+            sums["gaps"] += max(0.0, kernel.start - end)
+            sums["head" if at in head else part_of(kernel.name)] += max(0.0, kernel.end - max(kernel.start, end))
+            end = max(end, kernel.end)
     parts = {name: round(value / steps, 1) for name, value in sums.items()}
     middle = every[len(every) // steps * (steps // 2) :][: len(every) // steps]
     return Parts(**parts, kernels=per_step, by_name=_by_name(ordered, steps), layer=layer_of(middle))
