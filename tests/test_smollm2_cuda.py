@@ -44,26 +44,78 @@ def test_greedy_tokens_at_sparsity_0_are_those_of_the_cpu(models, tokenizer):
         print(f"{prompt} {result.summary}")
 
 
-def test_perplexity_at_half_sparsity_is_that_of_the_cpu(models, tokenizer):
-    """Decoded token by token, so that the sparse kernels run."""
-    on_cpu, on_gpu = models
-    compiled = torch.compile(on_gpu, backend="zigpass", options={"require_match": True}, fullgraph=True)
+@pytest.fixture(scope="module")
+def windows(tokenizer):
+    """Two pieces of the held-out text, int64 [1, `PREFIX` + `SCORED`]."""
     ids = tokenizer(topics()[1], return_tensors="pt").input_ids
-    windows = [ids[:, start : start + PREFIX + SCORED] for start in (0, 20_000)]
+    return [ids[:, start : start + PREFIX + SCORED] for start in (0, 20_000)]
+
+
+@pytest.fixture(scope="module")
+def compiled(models):
+    return torch.compile(models[1], backend="zigpass", options={"require_match": True}, fullgraph=True)
+
+
+def test_a_sparse_step_gives_what_the_cpu_gives(models, compiled, windows):
+    """Every step starts from the CPU's cache, so that what one step rounds differently does not reach the next."""
+    cpu, gpu = [], []
+    for ids in windows:
+        caches = [new_cache(model) for model in models]
+        steps = [DecodeStep(models[0], caches[0], False), DecodeStep(compiled, caches[1], True)]
+        with torch.inference_mode():
+            for model, cache in zip(models, caches, strict=True):
+                model(ids[:, :PREFIX].to(model.device), past_key_values=cache, use_cache=True)
+            for at in range(PREFIX, PREFIX + SCORED - 1):
+                copy_cache(*caches)
+                token, target = ids[:, at : at + 1], ids[0, at + 1 : at + 2]
+                cpu.append(loss(steps[0](token), target))
+                gpu.append(loss(steps[1](token.cuda()), target))
+    cpu, gpu = torch.stack(cpu), torch.stack(gpu)
+    difference = (cpu - gpu).abs()
+    perplexities = f"{cpu.mean().exp():.3f} (CPU), {gpu.mean().exp():.3f} (GPU)"
+    print(f"sparse steps: median difference {difference.median():.1e} nats, perplexity {perplexities}")
+    # An entry at its threshold may be active on one side only; in a few steps that is seen.
+    assert difference.median() < 0.01
+    assert gpu.mean() == pytest.approx(float(cpu.mean()), abs=0.01)
+
+
+def test_perplexity_at_half_sparsity_is_that_of_the_cpu(models, compiled, windows):
+    """Decoded token by token, each side from its own cache.
+
+    Thresholds make this chaotic: embeddings that are off by 1e-6 of themselves move the CPU's own loss of a token by
+    0.35 nats (median) and its perplexity on the first window from 31.0 to 28.5. So the two may differ by noise, which
+    the differences of the single tokens tell.
+    """
+    on_cpu, on_gpu = models
     cpu = torch.cat([decode_losses(on_cpu, on_cpu, window, cuda_graph=False) for window in windows])
     gpu = torch.cat([decode_losses(on_gpu, compiled, window.cuda(), cuda_graph=True) for window in windows])
-    difference = (cpu - gpu).abs()
-    print(f"perplexity {cpu.mean().exp():.3f} (CPU), {gpu.mean().exp():.3f} (GPU)")
-    # Thresholds decide anew wherever sums differ in the last bits, so single tokens may differ.
-    assert difference.median() < 0.02
-    assert gpu.mean().exp() == pytest.approx(float(cpu.mean().exp()), rel=0.03)
+    difference = gpu - cpu
+    noise = difference.std() / len(difference) ** 0.5
+    print(f"perplexity {cpu.mean().exp():.3f} (CPU), {gpu.mean().exp():.3f} (GPU), noise {noise:.1%}")
+    assert difference.mean().abs() < 3 * noise
+    assert noise < 0.05
+
+
+def new_cache(model):
+    from transformers import StaticCache
+
+    return StaticCache(config=model.config, max_cache_len=PREFIX + SCORED)
+
+
+def copy_cache(source, target):
+    for before, after in zip(source.layers, target.layers, strict=True):
+        for name in ("keys", "values", "cumulative_length"):
+            getattr(after, name).copy_(getattr(before, name))
+
+
+def loss(logits, target):
+    """Of one step, logits [1, 1, vocabulary] and target int64 [1]; on the CPU."""
+    return torch.nn.functional.cross_entropy(logits[0].float().cpu(), target)
 
 
 def decode_losses(model, decode, ids, cuda_graph):
     """Loss of each of the `SCORED` tokens after a dense prefill of `PREFIX`, on the CPU."""
-    from transformers import StaticCache
-
-    cache = StaticCache(config=model.config, max_cache_len=PREFIX + SCORED)
+    cache = new_cache(model)
     step = DecodeStep(decode, cache, cuda_graph)
     with torch.inference_mode():
         logits = [model(ids[:, :PREFIX], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]]

@@ -1,14 +1,17 @@
 """Whole-model decode on a GPU: tokens per second of real model shapes, dense and sparse, against other linears.
 
 Every variant is the same Hugging Face model class, compiled whole, its one-token step captured as one CUDA graph. The
-cache holds `depth` tokens. Thresholds come from the activations of one decode step, so that the realized sparsity is
-the target; it is measured again on other tokens and reported.
+cache holds `depth` tokens. Steps are queued one behind the other, as `zigpass.generate` queues them, so that the GPU
+does not wait for the host; the time of a step that the host waits for before it launches the next is reported beside
+it. Thresholds come from the activations of one decode step, so that the realized sparsity is the target; it is measured
+again on other tokens and reported.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Iterator
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 
 from zigpass.bytes_read import weight_bytes_per_token
 from zigpass.decode_step import WARM_UP_STEPS, DecodeStep
+from zigpass.inductor_options import DECODE_OPTIONS
 from zigpass.observe import device_of, observe_sites, site_readers
 from zigpass.runtime import ZigpassError
 from zigpass.sites import Site
@@ -33,18 +37,29 @@ from zigpass.watch import watch_sparsity
 DEPTH: Final = 512
 CACHE_LENGTH: Final = 1024
 REPLAYS: Final = 60
+AHEAD: Final = 3
+"""Steps that are queued before the first one that counts."""
 WATCHED_TOKENS: Final = 4
 RESULTS: Final = Path(__file__).parent / "results"
 
 
-VARIANTS: Final[dict[str, Callable[[], tuple[MakeLinear, str]]]] = {
-    "bf16": lambda: (make_bfloat16, "inductor"),
-    "tinygemm": lambda: (make_tinygemm, "inductor"),
-    "zigpass dense": lambda: (zigzag_maker(sparse=False), "zigpass"),
-    "sparse": lambda: (zigzag_maker(sparse=True), "zigpass"),
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """Linear layers, and what compiles a model of them."""
+
+    make: Callable[[], MakeLinear]
+    backend: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+VARIANTS: Final[dict[str, Variant]] = {
+    "bf16": Variant(lambda: make_bfloat16, "inductor"),
+    "tinygemm": Variant(lambda: make_tinygemm, "inductor"),
+    "tinygemm, our options": Variant(lambda: make_tinygemm, "inductor", DECODE_OPTIONS),
+    "zigpass dense": Variant(lambda: zigzag_maker(sparse=False), "zigpass"),
+    "sparse": Variant(lambda: zigzag_maker(sparse=True), "zigpass"),
 }
-"""Linear layers and the backend that compiles a model of them."""
-DENSE: Final = ("bf16", "tinygemm", "zigpass dense")
+DENSE: Final = tuple(name for name in VARIANTS if name != "sparse")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +67,8 @@ class Row:
     """One variant of one model.
 
     Attributes:
-        microseconds: of a decode step, the median over replays, with its quartiles.
+        microseconds: of a decode step behind another, the median over replays, with its quartiles.
+        waited_microseconds: of a step that is launched when the one before has ended, the median.
         realized_sparsity: share of the weight bytes under sites that were not read; None for the peers.
         weight_bytes: of packed weights that a step reads, the head's among them; None for the peers.
         parts: microseconds by part, from a profiler trace.
@@ -64,6 +80,7 @@ class Row:
     microseconds: float
     low: float
     high: float
+    waited_microseconds: float
     target_sparsity: float | None
     realized_sparsity: float | None
     weight_bytes: int | None
@@ -83,16 +100,18 @@ def run(
     """Time every model and print tables; write the JSON.
 
     Raises:
-        ZigpassError: an unknown model or variant, a sparsity out of range, or no GPU.
+        ZigpassError: an unknown model or variant, a sparsity out of range, no GPU, or a file of another machine.
     """
     _check(models, sparsities, variants)
+    path = out or _default_out()
+    earlier = earlier_report(path, models)
     console = Console()
     rows: list[Row] = []
     for name in models:
         for row in bench_model(name, SHAPES[name], sparsities, variants, attention, profile):
             rows.append(row)
             console.print(f"{name} {row.variant}: {row.microseconds:.0f} us, {row.tokens_per_second:.0f} tokens/s")
-            _write(out or _default_out(), attention, rows)  # after every row: a run that is cut short keeps what it has
+            _write(path, attention, earlier, rows)  # after every row: a run that is cut short keeps what it has
     console.print(table_of(rows))
     if profile:
         console.print(parts_table(rows))
@@ -103,8 +122,8 @@ def bench_model(
 ) -> Iterator[Row]:
     """The dense variants, then zigpass at every sparsity; one model is in memory at a time."""
     for variant in [*variants, *(["sparse"] if sparsities else [])]:
-        make, backend = VARIANTS[variant]()
-        bench = DecodeBench(build(shape, make, attention=attention), backend)
+        how = VARIANTS[variant]
+        bench = DecodeBench(build(shape, how.make(), attention=attention), how.backend, how.options)
         if variant == "sparse":
             for sparsity in sparsities:
                 yield _row(name, shape, f"zigpass {sparsity:.0%}", bench, sparsity, profile)
@@ -117,6 +136,7 @@ def bench_model(
 def _row(name: str, shape: Shape, variant: str, bench: DecodeBench, sparsity: float | None, profile: bool) -> Row:
     realized = {} if sparsity is None else bench.set_sparsity(sparsity)
     low, median, high = statistics.quantiles(bench.times(), n=4)
+    waited = statistics.median(bench.waited_times())
     return Row(
         model=name,
         layers=shape.layers,
@@ -124,6 +144,7 @@ def _row(name: str, shape: Shape, variant: str, bench: DecodeBench, sparsity: fl
         microseconds=median,
         low=low,
         high=high,
+        waited_microseconds=waited,
         target_sparsity=sparsity,
         realized_sparsity=bench.total(realized) if realized else None,
         weight_bytes=weight_bytes_per_token(bench.model, realized) or None,
@@ -171,7 +192,21 @@ class DecodeBench:
             self._step(self.token)
 
     def times(self) -> list[float]:
-        """Microseconds of each of `REPLAYS` steps."""
+        """Microseconds of each of `REPLAYS` steps that are queued one behind the other."""
+        self.rewind()
+        for _ in range(AHEAD):
+            self.replay()
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS + 1)]
+        events[0].record()
+        for event in events[1:]:
+            self.replay()
+            event.record()
+        events[-1].synchronize()
+        self.rewind()
+        return [float(before.elapsed_time(after)) * 1e3 for before, after in itertools.pairwise(events)]
+
+    def waited_times(self) -> list[float]:
+        """Microseconds of each of `REPLAYS` steps, launched when the one before has ended."""
         self.rewind()
         times = []
         for _ in range(REPLAYS):
@@ -215,7 +250,9 @@ class DecodeBench:
 
 def table_of(rows: list[Row]) -> Table:
     """Steps and ratios to the int4 peer where it was run, else to bfloat16."""
-    table = Table("model", "variant", "us / token", "tokens/s", "to tinygemm", "realized", "GB/s of weights")
+    table = Table(
+        "model", "variant", "us / token", "waited for", "tokens/s", "to tinygemm", "realized", "GB/s of weights"
+    )
     peers = {row.model: row.microseconds for row in rows if row.variant == "tinygemm"}
     for row in rows:
         ratio = peers.get(row.model)
@@ -223,6 +260,7 @@ def table_of(rows: list[Row]) -> Table:
             f"{row.model} ({row.layers} layers)",
             row.variant,
             f"{row.microseconds:.0f} ({row.low:.0f} to {row.high:.0f})",
+            f"{row.waited_microseconds:.0f}",
             f"{row.tokens_per_second:.0f}",
             "" if ratio is None else f"{ratio / row.microseconds:.2f}x",
             "" if row.realized_sparsity is None else f"{row.realized_sparsity:.1%}",
@@ -233,7 +271,7 @@ def table_of(rows: list[Row]) -> Table:
 
 def parts_table(rows: list[Row]) -> Table:
     """Microseconds of a step by part."""
-    names = ("attention", "linears", "head", "other", "gaps", "overlap")
+    names = ("attention", "linears", "head", "other", "gaps")
     table = Table("model", "variant", *names, "kernels", title="microseconds by part, profiler")
     for row in rows:
         if row.parts is not None:
@@ -263,13 +301,34 @@ def _default_out() -> Path:
     return RESULTS / f"decode_{name}.json"
 
 
-def _write(path: Path, attention: str, rows: list[Row]) -> None:
+def earlier_report(path: Path, models: list[str]) -> dict[str, Any]:
+    """Rows and shapes of other models that a file has: a run may be cut into several, of some models each.
+
+    Raises:
+        ZigpassError: the file is of another GPU, torch or commit, whose numbers must not be mixed with new ones.
+    """
+    if not path.is_file():
+        return {"rows": [], "shapes": {}}
+    report = json.loads(path.read_text(encoding="utf-8"))
+    rows = [row for row in report["rows"] if row["model"] not in models]
+    here = _origin(provenance())
+    if rows and _origin(report["environment"]) != here:
+        found = ", ".join(_origin(report["environment"]))
+        raise ZigpassError(f"{path} has rows of {found}, this is {', '.join(here)}; give another --out")
+    return {"rows": rows, "shapes": {row["model"]: report["shapes"][row["model"]] for row in rows}}
+
+
+def _origin(environment: dict[str, Any]) -> list[str]:
+    return [*environment["cuda_devices"], f"torch {environment['packages']['torch']}", environment["commit"]]
+
+
+def _write(path: Path, attention: str, earlier: dict[str, Any], rows: list[Row]) -> None:
     report = {
         "environment": provenance(),
         "depth": DEPTH,
         "cache_length": CACHE_LENGTH,
         "attention": attention,
-        "shapes": {row.model: dataclasses.asdict(SHAPES[row.model]) for row in rows},
-        "rows": [row.as_json() for row in rows],
+        "shapes": {**earlier["shapes"], **{row.model: dataclasses.asdict(SHAPES[row.model]) for row in rows}},
+        "rows": [*earlier["rows"], *(row.as_json() for row in rows)],
     }
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,7 @@
-"""Where the microseconds of a decode step go: kernels of a profiler trace, sorted into parts by their names."""
+"""Where the microseconds of a decode step go: kernels of a profiler trace, sorted into parts by their names.
+
+And in which order: the launches of one decoder layer, with the time between them.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,14 @@ NAME_LENGTH: Final = 100
 """Characters of a kernel's name that are kept: names of C++ templates are longer than anybody reads."""
 
 LINEAR: Final = ("zigzag", "tinygemm", "gemv", "gemm", "nvjet", "splitk", "cutlass", "cublas")
-ATTENTION: Final = ("fmha", "flash", "attention", "softmax", "sdpa")
-"""Pieces of kernel names, lower case. Attention is looked for first: its kernels are often built with cutlass."""
+ATTENTION: Final = ("fmha", "flash", "attention", "softmax", "sdpa", "lean_reduction")
+"""Pieces of kernel names, lower case. Attention is looked for first: its kernels are often built with cutlass. The last
+one sums up what the blocks of cuDNN's attention leave."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One kernel of a trace; microseconds."""
+    """One kernel, or copy or fill of memory, of a trace; microseconds."""
 
     name: str
     start: float
@@ -34,10 +38,31 @@ class Kernel:
     def end(self) -> float:
         return self.start + self.duration
 
+    @property
+    def computes(self) -> bool:
+        return not self.name.startswith(("Memcpy", "Memset"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One launch of a chain.
+
+    Attributes:
+        gap: microseconds since the launch before had ended; negative where this one started earlier.
+        duration: microseconds, waiting for the one before included.
+    """
+
+    name: str
+    gap: float
+    duration: float
+
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Microseconds of a step by part.
+    """Microseconds of a step by part; together they are the step.
+
+    Kernels overlap where the next one starts before the last has ended, and waits. A part is therefore what its kernels
+    add: the time from the end of the kernels before, or from its start where that is later, to its end.
 
     Attributes:
         attention: scores, softmax and values.
@@ -45,9 +70,10 @@ class Parts:
         head: the last GEMV.
         other: norms, rotary embedding, cache writes, residuals: what Inductor makes of the rest.
         gaps: time in which no kernel ran.
-        overlap: time in which two ran, the next one starting before the last had ended.
         kernels: launches of a step.
-        by_name: launches and microseconds a step of the kernels that take longest.
+        by_name: launches and microseconds (of their own, waiting included) a step of the kernels that take longest.
+        layer: every launch of one layer in the middle of a step, from its attention to the next one's; copies and
+            fills of memory too.
     """
 
     attention: float
@@ -55,9 +81,9 @@ class Parts:
     head: float
     other: float
     gaps: float
-    overlap: float
     kernels: int
     by_name: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    layer: list[Launch] = dataclasses.field(default_factory=list)
 
 
 def profile_step(step: Callable[[], None]) -> Parts:
@@ -75,7 +101,7 @@ def profile_step(step: Callable[[], None]) -> Parts:
 
 
 def _kernel(event: Any) -> Kernel | None:
-    if event.device_type != DeviceType.CUDA or event.name.startswith(("Memcpy", "Memset")):
+    if event.device_type != DeviceType.CUDA:
         return None
     return Kernel(event.name, event.time_range.start, event.time_range.elapsed_us())
 
@@ -86,19 +112,39 @@ def split(kernels: Iterable[Kernel], steps: int) -> Parts:
     The head is the last linear of a step: its first kernel is the last `gemv` (or its peer's) of the step, and what
     follows it under a linear's name belongs to it.
     """
-    ordered = sorted(kernels, key=lambda kernel: kernel.start)
+    every = sorted(kernels, key=lambda kernel: kernel.start)
+    ordered = [kernel for kernel in every if kernel.computes]
     per_step = len(ordered) // steps
-    sums = dict.fromkeys(("attention", "linears", "head", "other", "gaps", "overlap"), 0.0)
+    sums = dict.fromkeys(("attention", "linears", "head", "other", "gaps"), 0.0)
     for index in range(steps):
         own = ordered[index * per_step : (index + 1) * per_step]
         head = _head(own)
+        end = own[0].start if own else 0.0
         for at, kernel in enumerate(own):
-            sums["head" if at in head else part_of(kernel.name)] += kernel.duration
-        for before, after in itertools.pairwise(own):
-            distance = after.start - before.end
-            sums["gaps" if distance > 0 else "overlap"] += abs(distance)
+            sums["gaps"] += max(0.0, kernel.start - end)
+            sums["head" if at in head else part_of(kernel.name)] += max(0.0, kernel.end - max(kernel.start, end))
+            end = max(end, kernel.end)
     parts = {name: round(value / steps, 1) for name, value in sums.items()}
-    return Parts(**parts, kernels=per_step, by_name=_by_name(ordered, steps))
+    middle = every[len(every) // steps * (steps // 2) :][: len(every) // steps]
+    return Parts(**parts, kernels=per_step, by_name=_by_name(ordered, steps), layer=layer_of(middle))
+
+
+def layer_of(step: list[Kernel]) -> list[Launch]:
+    """The launches from one attention to the next in the middle of a step; none where it has fewer than two layers.
+
+    The gap of the first is given as 0.
+    """
+    attention = [at for at, kernel in enumerate(step) if part_of(kernel.name) == "attention"]
+    starts = [at for before, at in zip([-2, *attention], attention, strict=False) if at != before + 1]
+    if len(starts) < 2:
+        return []
+    middle = len(starts) // 2
+    layer = step[starts[middle - 1] : starts[middle]]
+    gaps = [0.0, *(after.start - before.end for before, after in itertools.pairwise(layer))]
+    return [
+        Launch(kernel.name[:NAME_LENGTH], round(gap, 2), round(kernel.duration, 2))
+        for kernel, gap in zip(layer, gaps, strict=True)
+    ]
 
 
 def _by_name(kernels: list[Kernel], steps: int) -> dict[str, tuple[float, float]]:

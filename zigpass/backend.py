@@ -20,6 +20,7 @@ from zigpass.passes import Context
 
 from .backend_error import BackendError
 from .compile_log import CompileLog
+from .inductor_options import decode_options
 from .options import BackendOptions, read_options
 from .rewrite_graph import count_packed, rewrite_graph, why_nothing
 from .runtime_weights import RuntimeWeights, clear_cache
@@ -56,7 +57,8 @@ def zigpass_backend(
     watch.rewritten(contexts)
     _complain(contexts, settings)
     start = time.perf_counter()
-    compiled = weights.bind(_compile(rewritten, weights.example_inputs, settings))
+    defaults = decode_options(contexts, example_inputs)
+    compiled = weights.bind(_compile(rewritten, weights.example_inputs, settings, defaults))
     watch.compiled(contexts, rewriting, time.perf_counter() - start if settings.inner == "inductor" else None)
     return compiled
 
@@ -68,14 +70,16 @@ def needs_gradient(example_inputs: Sequence[Any]) -> bool:
     )
 
 
-def _compile(gm: GraphModule, example_inputs: Sequence[Any], settings: BackendOptions) -> Callable[..., Any]:
+def _compile(
+    gm: GraphModule, example_inputs: Sequence[Any], settings: BackendOptions, defaults: Mapping[str, Any]
+) -> Callable[..., Any]:
     if settings.inner == "eager":
         return gm.forward
     from torch._inductor import list_mode_options
     from torch._inductor.compile_fx import compile_fx
 
     mode = settings.mode if settings.mode != "default" else None
-    patches = {**(list_mode_options(mode) if mode else {}), **settings.inductor}
+    patches = {**defaults, **(list_mode_options(mode) if mode else {}), **settings.inductor}
     compiled: Callable[..., Any] = compile_fx(gm, example_inputs, config_patches=patches or None)
     return compiled
 
@@ -96,7 +100,7 @@ def _compile_without_rewriting(
         ZigpassWarning,
         stacklevel=2,
     )
-    return gm.forward if packed else _compile(gm, example_inputs, settings)
+    return gm.forward if packed else _compile(gm, example_inputs, settings, {})
 
 
 def _complain(contexts: list[Context], settings: BackendOptions) -> None:

@@ -24,14 +24,12 @@ WARM_UP_STEPS = 2
 
 @dataclasses.dataclass(frozen=True)
 class _Captured:
-    """A graph with the tensors it reads and writes."""
+    """A graph and the tensor it leaves the logits in."""
 
     graph: torch.cuda.CUDAGraph
-    token: Tensor
     logits: Tensor
 
-    def replay(self, token: Tensor) -> Tensor:
-        self.token.copy_(token)
+    def replay(self) -> Tensor:
         self.graph.replay()
         return self.logits
 
@@ -55,16 +53,22 @@ class DecodeStep:
         self.cuda_graph = cuda_graph
         self.steps = 0
         self._captured: _Captured | None = None
+        self._token: Tensor | None = None
 
     def __call__(self, token: Tensor) -> Tensor:
         self.steps += 1
         if not self.cuda_graph:
             return self._run(token)
+        # The steps before the capture read the graph's own tensor too: one that is laid out in another way, such as a
+        # piece of a prompt, would have the model compiled again while the graph is captured.
+        if self._token is None:
+            self._token = torch.empty((1, 1), dtype=token.dtype, device=token.device)
+        self._token.copy_(token)
         if self.steps <= WARM_UP_STEPS:
-            return self._run_beside(token)
+            return self._run_beside(self._token)
         if self._captured is None:
-            self._captured = self._capture(token)
-        return self._captured.replay(token)
+            self._captured = self._capture(self._token)
+        return self._captured.replay()
 
     def _run(self, token: Tensor) -> Tensor:
         logits: Tensor = self.decode(token, past_key_values=self.cache, use_cache=True).logits
@@ -80,18 +84,17 @@ class DecodeStep:
         return logits
 
     def _capture(self, token: Tensor) -> _Captured:
-        static_token = token.clone()
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.device(token.device), torch.cuda.graph(graph):
-                logits = self._run(static_token)
+                logits = self._run(token)
         except RuntimeError as error:
             _end_failed_capture()
             raise ZigpassError(
                 f"the decode step cannot be captured as a CUDA graph ({error}); a model compiled with"
                 ' mode="reduce-overhead" captures graphs itself: pass cuda_graph=False, or compile it without the mode'
             ) from error
-        return _Captured(graph, static_token, logits)
+        return _Captured(graph, logits)
 
 
 def _end_failed_capture() -> None:

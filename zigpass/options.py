@@ -10,6 +10,7 @@ from typing import Any, Final
 from zigpass.passes import OPTIONAL_PASSES
 
 from .backend_error import BackendError
+from .inductor_options import inductor_keys
 
 INNER: Final = ("inductor", "eager")
 MODES: Final = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -24,7 +25,8 @@ class BackendOptions:
         mode: as torch.compile's `mode`, which cannot be given together with `options`.
         require_match: raise instead of warning when a graph has linears and none of them is packed.
         passes: switch single passes off, such as {"fuse_qkv": False}.
-        inductor: every other key, handed to Inductor as config patches.
+        inductor: every other key, handed to Inductor as config patches. They come before what the backend asks for
+            itself (`inductor_options`).
     """
 
     inner: str = "inductor"
@@ -75,7 +77,7 @@ def read_options(mode: str | None = None, options: Mapping[str, Any] | None = No
         key = given.replace("-", "_")
         if key in OWN_OPTIONS:
             own[key] = value
-        elif key in (known := _inductor_keys()):
+        elif key in (known := inductor_keys()):
             inductor[key] = value
         else:
             hint = _did_you_mean(key, OWN_OPTIONS) or _did_you_mean(key, known)
@@ -84,12 +86,6 @@ def read_options(mode: str | None = None, options: Mapping[str, Any] | None = No
                 " and takes every key of torch._inductor.config"
             )
     return BackendOptions(**own, inductor=inductor)
-
-
-def _inductor_keys() -> tuple[str, ...]:
-    from torch._inductor import config
-
-    return tuple(config.get_config_copy())
 
 
 def _did_you_mean(key: str, valid: tuple[str, ...]) -> str:

@@ -10,6 +10,7 @@ from zigpass.runtime import ZigpassError
 from zigpass.tools import bench_decode
 from zigpass.tools.bench import bench
 from zigpass.tools.decode_models import Shape, build, make_bfloat16, zigzag_maker
+from zigpass.tools.profile_step import part_of, profile_step
 
 SHAPE = Shape("llama", hidden=256, middle=384, layers=2, heads=2, kv_heads=1, vocabulary=301)
 
@@ -55,6 +56,20 @@ def test_all_that_is_wrong_is_said_at_once():
         assert part in str(raised.value)
 
 
+def test_a_file_keeps_the_rows_of_other_models_of_the_same_machine(tmp_path, monkeypatch):
+    machine = {"cuda_devices": ["H100"], "packages": {"torch": "2.11"}, "commit": "1a2b3c4"}
+    monkeypatch.setattr(bench_decode, "provenance", lambda: machine)
+    path = tmp_path / "decode.json"
+    assert bench_decode.earlier_report(path, ["a"]) == {"rows": [], "shapes": {}}
+    rows = [{"model": "a"}, {"model": "b"}]
+    path.write_text(json.dumps({"environment": machine, "shapes": {"a": {}, "b": {"heads": 2}}, "rows": rows}))
+    expected = {"rows": [{"model": "b"}], "shapes": {"b": {"heads": 2}}}
+    assert bench_decode.earlier_report(path, ["a", "c"]) == expected
+    monkeypatch.setattr(bench_decode, "provenance", lambda: {**machine, "commit": "9f8e7d6"})
+    with pytest.raises(ZigpassError, match=r"has rows of H100, torch 2.11, 1a2b3c4, this is H100, torch 2.11, 9f8e7d6"):
+        bench_decode.earlier_report(path, ["c"])
+
+
 @pytest.mark.cuda
 def test_the_command_writes_json(tmp_path, monkeypatch):
     monkeypatch.setitem(bench_decode.SHAPES, "llama-3-8b", SHAPE)
@@ -66,3 +81,15 @@ def test_the_command_writes_json(tmp_path, monkeypatch):
     assert [row["variant"] for row in rows] == ["bf16", "zigpass 50%"]
     assert abs(rows[1]["realized_sparsity"] - 0.5) < 0.1
     assert rows[1]["parts"]["kernels"] > 10
+
+
+@pytest.mark.cuda
+def test_nothing_runs_between_the_kernels_of_an_op():
+    """No copy, fill, cast or index kernel: what is not zigpass's or attention is what Inductor made of the model."""
+    bench = bench_decode.DecodeBench(build(SHAPE, zigzag_maker(sparse=True)), "zigpass")
+    names = [launch.name for launch in profile_step(bench.replay).layer]
+    assert {part_of(name) for name in names} == {"attention", "linears", "other"}
+    assert all(name.startswith("triton_") for name in names if part_of(name) == "other")
+    pieces = " ".join(name if name.startswith("zigzag") else "." for name in names).split(".")
+    ops = [piece.strip() for piece in pieces if piece.strip()]
+    assert ops == ["zigzag_gemv zigzag_combine", "zigzag_gemv zigzag_gemv zigzag_combine", "zigzag_gemv zigzag_combine"]

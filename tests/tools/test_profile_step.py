@@ -1,6 +1,6 @@
 import pytest
 
-from zigpass.tools.profile_step import Kernel, Parts, part_of, split
+from zigpass.tools.profile_step import Kernel, Launch, Parts, layer_of, part_of, split
 
 STEP = [
     ("triton_red_fused_rms_norm", 0, 2),
@@ -20,11 +20,10 @@ def trace(steps):
 def test_a_step_is_split_into_parts():
     expected = Parts(
         attention=5,
-        linears=13,
+        linears=12,
         head=22,
         other=3,
         gaps=1,
-        overlap=1,
         kernels=7,
         by_name={
             "zigzag_gemv": (2, 30),
@@ -35,6 +34,7 @@ def test_a_step_is_split_into_parts():
         },
     )
     assert split(trace(3), 3) == expected
+    assert STEP[-1][1] + STEP[-1][2] == 5 + 12 + 22 + 3 + 1  # the whole step
     assert split(reversed(trace(3)), 3) == expected
 
 
@@ -46,6 +46,7 @@ def test_a_step_is_split_into_parts():
         ("void cublasLt::splitKreduce_kernel", "linears"),
         ("fmha_cutlassF_bf16_aligned_64x64_rf_sm80", "attention"),
         ("void pytorch_flash::flash_fwd_splitkv_kernel", "attention"),
+        ("void cudnn::fusion::lean_reduction_kernel<false>", "attention"),
         ("triton_per_fused__softmax_3", "other"),
         ("triton_poi_fused_gemv_like_name", "other"),
         ("void at::native::index_elementwise_kernel", "other"),
@@ -53,6 +54,31 @@ def test_a_step_is_split_into_parts():
 )
 def test_kernels_are_told_apart_by_their_names(name, part):
     assert part_of(name) == part
+
+
+def test_the_launches_of_a_layer_in_the_middle_are_listed():
+    """Copies and fills of memory are part of the chain, though not of the kernels that are counted."""
+    step = [
+        Kernel("fmha", 0, 5),
+        Kernel("lean_reduction_kernel", 5.5, 1),
+        Kernel("zigzag_gemv", 6, 9),
+        Kernel("fmha", 20, 5),
+        Kernel("lean_reduction_kernel", 25.5, 1),
+        Kernel("Memset (Device)", 27, 1),
+        Kernel("zigzag_gemv", 27.75, 9),
+        Kernel("fmha", 40, 5),
+        Kernel("gemv_of_the_head", 46, 5),
+    ]
+    expected = [
+        Launch("fmha", 0, 5),
+        Launch("lean_reduction_kernel", 0.5, 1),
+        Launch("zigzag_gemv", -0.5, 9),
+    ]
+    assert layer_of(step) == expected
+    parts = split([*step, *(Kernel(k.name, k.start + 100, k.duration) for k in step)], 2)
+    assert parts.layer == expected
+    assert parts.kernels == 8
+    assert layer_of(step[:3]) == []
 
 
 def test_a_head_without_a_summing_kernel_is_one_kernel():
