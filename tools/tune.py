@@ -64,7 +64,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 def geometries(axis: ScaleAxis) -> list[LaunchConfig]:
     """Warps, blocks and depth that fill the registers of a multiprocessor: 16 warps of 128, 12 of 168 or 8 of 255."""
-    depth_of = {16: 2, 12: 3} if axis == "in" else {12: 2, 8: 2}
+    depth_of = {16: 2, 12: 3} if axis == "in" else {16: 1, 12: 2, 8: 2}
     grid = itertools.product((1, 2, 4), (1, 2, 3, 4, 6, 8, 16), (1, 2, 3, 4))
     return [
         LaunchConfig(row_warps, column_warps, blocks, depth_of[warps])
