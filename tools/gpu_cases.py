@@ -13,7 +13,7 @@ from zigpass.runtime import ZigpassError
 from zigpass.runtime.cuda.formats import ACTIVATION_CODES, BF16, NONE
 from zigpass.runtime.cuda.gemv import launch_gemv
 from zigpass.runtime.cuda.plan import Plan, chain, get_plan, weight_kind
-from zigpass.runtime.cuda.specialization import LaunchConfig, Partials
+from zigpass.runtime.cuda.specialization import NO_PARTIALS, LaunchConfig, Partials
 from zigpass.runtime.layout import Layout, ScaleAxis
 
 ROTATED_BYTES = 400 << 20
@@ -119,7 +119,7 @@ def plan_for(
     out_format: int,
     sparse: bool,
     config: LaunchConfig | None,
-    middle: Partials = Partials(),
+    middle: Partials = NO_PARTIALS,
 ) -> Plan:
     kind = weight_kind(layouts[0], tensors)
     assert kind is not None

@@ -16,7 +16,7 @@ from zigpass.runtime.cuda.device import get_device
 from zigpass.runtime.cuda.formats import ACTIVATION_CODES, BF16, NONE
 from zigpass.runtime.cuda.gemv import launch_gemv
 from zigpass.runtime.cuda.plan import cut_launch, weight_kind
-from zigpass.runtime.cuda.specialization import Gemv, LaunchConfig, Partials
+from zigpass.runtime.cuda.specialization import NO_PARTIALS, Gemv, LaunchConfig, Partials
 from zigpass.runtime.layout import ScaleAxis
 from zigpass.tools.gpu_cases import (
     ROTATED_BYTES,
@@ -38,7 +38,7 @@ def compile_all(
     sparsities: Iterable[float | None],
     x: int,
     out: int,
-    middle: Partials = Partials(),
+    middle: Partials = NO_PARTIALS,
 ) -> None:
     """Compile specializations on all cores, so that measuring does not wait for them one by one."""
     nvrtc_version()  # imports happen here, not in the threads

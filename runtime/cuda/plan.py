@@ -15,6 +15,7 @@ from .device import Device, get_device
 from .formats import FORMATS, NONE, ZERO_KIND_CODES
 from .launch import Function, get_function
 from .specialization import (
+    NO_PARTIALS,
     OUT_GROUP,
     Gemv,
     LaunchConfig,
@@ -103,7 +104,7 @@ def get_plan(
     rows: int,
     has_gate: bool = False,
     activation: int = 0,
-    middle: Partials = Partials(),
+    middle: Partials = NO_PARTIALS,
     config: LaunchConfig | None = None,
 ) -> Plan:
     """The plan of a launch; compiles and loads its kernel the first time.

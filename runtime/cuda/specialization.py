@@ -90,8 +90,12 @@ class Partials:
         at_once: blocks that share a tile, rounded up to 4 or 8: sums that a reader waits for together.
     """
 
-    tile: int = 1
-    at_once: int = 4
+    tile: int
+    at_once: int
+
+
+NO_PARTIALS = Partials(1, 4)
+"""Of a launch whose x is not made of partial sums."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +110,7 @@ class Gemv:
     rows: int
     has_gate: bool = False
     activation: int = 0
-    middle: Partials = Partials()
+    middle: Partials = NO_PARTIALS
     """How the launch before leaves the partial sums that are x."""
 
     @property

@@ -14,7 +14,7 @@ from zigpass.tools.plot_sparsity import read_sites
 
 RESULTS = Path(__file__).parent.parent.parent / "tools" / "results"
 CPU = RESULTS / "cpu-x86_64-avx512_vnni-float32-1t.json"
-GPU = RESULTS / "gemv_h200.json"
+GPU = RESULTS / "gemv_h100.json"
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_points_are_what_the_files_say():
     assert mlp.num_bytes == 3 * 4096 * 11008 * (0.5 + 3 / 128)
     assert mlp.microseconds == row["zigpass_us"]["median"]
     assert mlp.peer_microseconds == row["peers_us"][row["best_peer"]]["median"]
-    gpu = [point for point in points if "H200" in point.device]
+    gpu = [point for point in points if "H100" in point.device]
     first = next(row for row in json.loads(GPU.read_text())["results"] if row["kind"] == "mlp")
     assert gpu[0].bandwidth == pytest.approx(first["active_gb_per_s"] * 1e9)
 
