@@ -1,8 +1,7 @@
 """How the functions of this package are compiled.
 
 `jit` marks a function that kernels call; `kernel` marks one that Python calls. Kernels have one fixed signature of
-plain integers (addresses, sizes, small codes for dtypes), so there is one compiled version of each, whatever the
-dtypes and layouts are.
+plain integers (addresses and sizes), so there is one compiled version of each, whatever the dtypes and layouts are.
 """
 
 from __future__ import annotations

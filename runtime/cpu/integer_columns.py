@@ -8,7 +8,7 @@ from numba import float32, uint64
 from ..layout import BLOCK_ROWS
 from .codes import FACTORS
 from .compile import jit
-from .dot_tile import to_row_order
+from .dot_tile import WALK_FIELDS, to_row_order
 from .fixed_point import FLOAT32_DIGITS, quantize_factors_1, quantize_factors_3
 from .inputs import (
     COUNT,
@@ -68,14 +68,29 @@ def column_rows(
     factors = np.zeros((MOST_COLUMNS + 3) * FACTORS, np.float32)
     integers = np.empty(MOST_COLUMNS * digits * FACTORS // 4, np.uint32)
     units = np.empty(FACTORS, np.float32)
+    first_word = (start_row - band_row) // BLOCK_ROWS * depth
     offsets, ahead = np.empty(MOST_COLUMNS, np.uint64), np.empty(MOST_COLUMNS, np.uint64)
+    walk = np.empty(WALK_FIELDS, np.uint64)
+    walk_at = uint64_pointer(address_of(walk))
     offsets_at, ahead_at = uint64_pointer(address_of(offsets)), uint64_pointer(address_of(ahead))
     sums_at, units_at = float32_pointer(aligned(address_of(sums))), float32_pointer(address_of(units))
     integers_at, factors_at = uint32_pointer(address_of(integers)), float32_pointer(address_of(factors))
     start = 0
     while start < num_active:
         count = pass_columns(num_active - start)
-        chunks = place_columns(record, inputs, band_row, band_end, start, count, offsets, ahead)
+        chunks = place_columns(
+            record,
+            inputs,
+            band_row,
+            band_end,
+            start,
+            count,
+            first_word,
+            rows // BLOCK_ROWS * depth,
+            offsets,
+            ahead,
+            walk,
+        )
         factors[count * FACTORS : chunks * 4 * FACTORS] = float32(0)
         for superblock in range(first_super, end_super):
             first_block = max(superblock * 256, start_row)
@@ -107,9 +122,8 @@ def column_rows(
                     uint64((first_block - band_row) // BLOCK_ROWS * depth),
                     offsets_at,
                     ahead_at,
+                    walk_at,
                     uint64((end_block - first_block) // BLOCK_ROWS),
-                    uint64((end_row - first_block) // BLOCK_ROWS),
-                    uint64(rows // BLOCK_ROWS * depth),
                     uint64(chunks),
                     offset_uint32(integers_at, half),
                     uint64(digits * FACTORS),
@@ -137,3 +151,4 @@ def column_rows(
     keep(units)
     keep(offsets)
     keep(ahead)
+    keep(walk)

@@ -7,7 +7,7 @@ from numba import float32, uint64
 
 from ..layout import BLOCK_ROWS
 from .compile import jit
-from .dot_tile import to_row_order
+from .dot_tile import WALK_FIELDS
 from .inputs import (
     CHUNK_STRIDE,
     CHUNKS,
@@ -45,7 +45,7 @@ from .record import (
     ZERO_KIND,
     K,
 )
-from .wide_scales import add_zero, subtract_zero, widen_block
+from .wide_scales import apply_scales
 
 
 @jit
@@ -78,30 +78,43 @@ def group_rows(
         out[first_out : first_out + rows] = float32(0)
 
     sums = np.empty(num_rows * rows + SPARE, np.float32)
-    scale, zero = np.empty(BLOCK_ROWS + SPARE, np.float32), np.empty(BLOCK_ROWS + SPARE, np.float32)
+    first_word = (start_row - band_row) // BLOCK_ROWS * depth
     offsets, ahead = np.empty(MOST_COLUMNS, np.uint64), np.empty(MOST_COLUMNS, np.uint64)
+    walk = np.empty(WALK_FIELDS, np.uint64)
+    walk_at = uint64_pointer(address_of(walk))
     offsets_at, ahead_at = uint64_pointer(address_of(offsets)), uint64_pointer(address_of(ahead))
     sums_at, outs = float32_pointer(aligned(address_of(sums))), float32_pointer(address_of(out))
-    scale_at, zero_at = float32_pointer(aligned(address_of(scale))), float32_pointer(aligned(address_of(zero)))
     blocks = uint64(rows // BLOCK_ROWS)
     for g in range(groups):
         at = uint64(g * PLACE_FIELDS)
         group, start = load(places, at), load(places, at + uint64(1))
         end, chunk = load(places, at + uint64(2)), load(places, at + uint64(3))
         first = uint64(1)
+        first_scale = band_row * num_groups + group * (band_end - band_row) + start_row - band_row
         while start < end:
             count = pass_columns(end - start)
-            chunks = place_columns(record, inputs, band_row, band_end, start, count, offsets, ahead)
+            chunks = place_columns(
+                record,
+                inputs,
+                band_row,
+                band_end,
+                start,
+                count,
+                first_word,
+                rows // BLOCK_ROWS * depth,
+                offsets,
+                ahead,
+                walk,
+            )
             add_pass(
                 bits,
                 digits,
                 codes,
-                uint64((start_row - band_row) // BLOCK_ROWS * depth),
+                uint64(first_word),
                 offsets_at,
                 ahead_at,
+                walk_at,
                 blocks,
-                blocks,
-                blocks * uint64(depth),
                 uint64(chunks),
                 offset_uint32(integers, uint64(chunk * chunk_words)),
                 uint64(chunk_words),
@@ -118,23 +131,23 @@ def group_rows(
             start += count
             chunk += chunks
             first = uint64(0)
-        first_scale = band_row * num_groups + group * (band_end - band_row) + start_row - band_row
+        adds_zero = np.int64(load(record, uint64(ZERO_KIND)) == ADD_ZERO)
         for block in range(0, rows, BLOCK_ROWS):
-            scale_start = uint64(first_scale + block)
-            widen_block(load(record, uint64(SCALE)), scale_start, load(record, uint64(SCALE_DTYPE)), scale_at)
-            widen_block(load(record, uint64(ZERO)), scale_start, load(record, uint64(ZERO_DTYPE)), zero_at)
             for r in range(num_rows):
-                total = load(values, uint64((r * groups + g) * VALUE_FIELDS + 4))
-                sum_at = offset_float32(sums_at, uint64(r * rows + block))
-                out_at = offset_float32(outs, uint64(r * out_rows + start_row - out_row + block))
-                to_row_order(bits, sum_at)
-                if load(record, uint64(ZERO_KIND)) == ADD_ZERO:
-                    add_zero(scale_at, zero_at, total, sum_at, out_at)
-                else:
-                    subtract_zero(scale_at, zero_at, total, sum_at, out_at)
+                apply_scales(
+                    bits,
+                    offset_float32(sums_at, uint64(r * rows + block)),
+                    load(record, uint64(SCALE)),
+                    load(record, uint64(SCALE_DTYPE)),
+                    load(record, uint64(ZERO)),
+                    load(record, uint64(ZERO_DTYPE)),
+                    first_scale + block,
+                    adds_zero,
+                    load(values, uint64((r * groups + g) * VALUE_FIELDS + 4)),
+                    offset_float32(outs, uint64(r * out_rows + start_row - out_row + block)),
+                )
     keep(out)
     keep(sums)
-    keep(scale)
-    keep(zero)
     keep(offsets)
     keep(ahead)
+    keep(walk)

@@ -53,8 +53,11 @@ def place_columns(
     band_end: int,
     start: int,
     count: int,
+    first_word: int,
+    words: int,
     offsets: np.ndarray,
     ahead: np.ndarray,
+    walk: np.ndarray,
 ) -> int:
     """Fill the first words of the columns of a pass and of the ones to prefetch; return the chunks of the pass.
 
@@ -68,7 +71,12 @@ def place_columns(
     chunks = (count + 3) // 4
     for c in range(chunks * 4):
         offsets[c] = band_word + load(index, uint64(start + min(c, count - 1))) * column_words
-        ahead[c] = band_word + load(index, uint64(min(start + count + c, last))) * column_words
+        following = load(index, uint64(min(start + count + c, last)))
+        ahead[c] = band_word + following * column_words + uint64(first_word)
+    walk[0] = ahead[0]
+    walk[1] = ahead[0] + uint64(words)
+    walk[2] = uint64(0)
+    walk[3] = uint64(words)
     length: int = chunks
     return length
 
@@ -81,9 +89,8 @@ def add_pass(
     word: int,
     offsets: int,
     ahead: int,
+    walk: int,
     blocks: int,
-    blocks_left: int,
-    wrap_words: int,
     chunks: int,
     inputs: int,
     chunk_words: int,
@@ -101,31 +108,31 @@ def add_pass(
     if digits == FLOAT32_DIGITS:
         if bits == 4:
             add_pass_4x3(
-                codes, word, offsets, ahead, blocks, blocks_left, wrap_words, chunks, inputs, chunk_words,
+                codes, word, offsets, ahead, walk, blocks, chunks, inputs, chunk_words,
                 digit_words, units, part_step, first, sums, rows, digits_step, units_step, sums_step,
             )  # fmt: skip
         elif bits == 8:
             add_pass_8x3(
-                codes, word, offsets, ahead, blocks, blocks_left, wrap_words, chunks, inputs, chunk_words,
+                codes, word, offsets, ahead, walk, blocks, chunks, inputs, chunk_words,
                 digit_words, units, part_step, first, sums, rows, digits_step, units_step, sums_step,
             )  # fmt: skip
         else:
             add_pass_2x3(
-                codes, word, offsets, ahead, blocks, blocks_left, wrap_words, chunks, inputs, chunk_words,
+                codes, word, offsets, ahead, walk, blocks, chunks, inputs, chunk_words,
                 digit_words, units, part_step, first, sums, rows, digits_step, units_step, sums_step,
             )  # fmt: skip
     elif bits == 4:
         add_pass_4x1(
-            codes, word, offsets, ahead, blocks, blocks_left, wrap_words, chunks, inputs, chunk_words, digit_words,
+            codes, word, offsets, ahead, walk, blocks, chunks, inputs, chunk_words, digit_words,
             units, part_step, first, sums, rows, digits_step, units_step, sums_step,
         )  # fmt: skip
     elif bits == 8:
         add_pass_8x1(
-            codes, word, offsets, ahead, blocks, blocks_left, wrap_words, chunks, inputs, chunk_words, digit_words,
+            codes, word, offsets, ahead, walk, blocks, chunks, inputs, chunk_words, digit_words,
             units, part_step, first, sums, rows, digits_step, units_step, sums_step,
         )  # fmt: skip
     else:
         add_pass_2x1(
-            codes, word, offsets, ahead, blocks, blocks_left, wrap_words, chunks, inputs, chunk_words, digit_words,
+            codes, word, offsets, ahead, walk, blocks, chunks, inputs, chunk_words, digit_words,
             units, part_step, first, sums, rows, digits_step, units_step, sums_step,
         )  # fmt: skip
