@@ -36,7 +36,9 @@ class BoundWeights:
 
     Attributes:
         plans: of the weights, in the order of their records.
+        sizes_out: N of each weight.
         num_codes: of all weights together.
+        sizes: elements of each tensor.
         biased: which weights have a bias; None when none has.
         fits_project, fits_mlp: whether such an op has seen that the sizes of the weights fit together.
     """
@@ -45,10 +47,11 @@ class BoundWeights:
         self,
         specs: tuple[str, ...],
         plans: list[WeightPlan],
-        parts: list[Sequence[Tensor]],
+        parts: Sequence[Sequence[Tensor]],
         biases: Sequence[Tensor | None] | None,
     ) -> None:
         self.specs, self.plans = specs, plans
+        self.sizes_out = [plan.n for plan in plans]
         self.num_codes = sum(plan.num_codes for plan in plans)
         self.biased = which(biases)
         self.fits_project = self.fits_mlp = False

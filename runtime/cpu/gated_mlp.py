@@ -28,7 +28,7 @@ from .call import (
 )
 from .parallel import team
 from .record import OUT, OUT_DTYPE
-from .results import new_result
+from .results import new_results
 from .rows import linear_rows
 from .variants import current_variant
 
@@ -79,7 +79,7 @@ def gated_mlp(
         return linear_rows(middle, down, down_bias, down_plan).to(x.dtype)
 
     row = x.contiguous()
-    out = new_result(x, num_rows, down_plan.n)
+    (out,) = new_results(x, num_rows, [down_plan.n])
     call = bound.new_call()
     call[X] = row.data_ptr()
     call[X_DTYPE] = dtype

@@ -13,7 +13,7 @@ from .bound import bind
 from .call import DIGITS, HEADER_FIELDS, NUM_THRESHOLDS_IN, ROWS, TEAM, THREADS, THRESHOLD_IN, X_DTYPE, X
 from .parallel import team
 from .record import OUT, OUT_DTYPE, RECORD_FIELDS
-from .results import new_result
+from .results import new_results
 from .rows import linear_rows
 from .variants import current_variant
 
@@ -82,7 +82,7 @@ def _project(
             for i, (part, plan) in enumerate(zip(parts, plans, strict=True))
         ]
     row = x.contiguous()
-    outs = [new_result(x, num_rows, plan.n) for plan in plans]
+    outs = new_results(x, num_rows, bound.sizes_out)
     call = bound.new_call()
     call[X] = row.data_ptr()
     call[X_DTYPE] = dtype

@@ -24,7 +24,7 @@ from .call import (
     X,
 )
 from .call import ROWS as CALL_ROWS
-from .compile import Kernel, jit, kernel
+from .compile import Kernel, jit_for, kernel
 from .exact import exact_gemv
 from .floats import widen
 from .inputs import EXACT, ROWS, fill_inputs, inputs_size, reusable
@@ -50,7 +50,7 @@ _RECORD_BYTES = RECORD_FIELDS * 8
 
 def make_mlp(name: str, gemv: Callable[..., Any]) -> Kernel:
     """The kernel for one variant of `gemv`."""
-    middle_work, project_work = _make_middle_work(gemv), make_project_work(gemv)
+    middle_work, project_work = _make_middle_work(name, gemv), make_project_work(name, gemv)
 
     def mlp(call_address: int) -> None:
         """Write W_down (act(W_gate x) * (W_up x)) of each row to the address in down's record.
@@ -111,10 +111,10 @@ def make_mlp(name: str, gemv: Callable[..., Any]) -> Kernel:
     return kernel(mlp, f"mlp_{name}")
 
 
-def _make_middle_work(gemv: Callable[..., Any]) -> Callable[..., Any]:
+def _make_middle_work(name: str, gemv: Callable[..., Any]) -> Callable[..., Any]:
     """What every thread does for the first half: rows of the middle, act(W_gate x) * (W_up x)."""
 
-    @jit
+    @jit_for(name)
     def weigh(record: int, inputs: int, first_row: int, end_row: int, count: int, out: np.ndarray) -> None:
         if load(inputs, uint64(EXACT)) != 0:
             exact_gemv(record, inputs, first_row, end_row, out)
@@ -123,7 +123,7 @@ def _make_middle_work(gemv: Callable[..., Any]) -> Callable[..., Any]:
         for r in range(load(inputs, uint64(ROWS))):
             add_bias(record, first_row, count, r * (end_row - first_row), out)
 
-    @jit
+    @jit_for(name)
     def middle_work(job_address: int) -> None:
         job = int64_pointer(job_address)
         pieces = load(job, uint64(PIECES))

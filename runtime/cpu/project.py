@@ -25,7 +25,7 @@ from .call import (
     X,
 )
 from .call import ROWS as CALL_ROWS
-from .compile import Kernel, jit, kernel
+from .compile import Kernel, jit, jit_for, kernel
 from .exact import exact_gemv
 from .floats import narrow, widen
 from .inputs import EXACT, ROWS, fill_inputs, inputs_size, reusable
@@ -50,7 +50,7 @@ JOB_FIELDS: Final = 7
 
 def make_project(name: str, gemv: Callable[..., Any]) -> Kernel:
     """The kernel for one variant of `gemv`."""
-    work = make_project_work(gemv)
+    work = make_project_work(name, gemv)
 
     def project(call_address: int) -> None:
         """Write W x (+ bias) of each row, for each of the weights of a call (call.py), to the address in its record."""
@@ -91,10 +91,10 @@ def make_project(name: str, gemv: Callable[..., Any]) -> Kernel:
     return kernel(project, f"project_{name}")
 
 
-def make_project_work(gemv: Callable[..., Any]) -> Callable[..., Any]:
+def make_project_work(name: str, gemv: Callable[..., Any]) -> Callable[..., Any]:
     """What every thread does: take pieces of rows until none is left."""
 
-    @jit
+    @jit_for(name)
     def project_work(job_address: int) -> None:
         job = int64_pointer(job_address)
         pieces = load(job, uint64(PIECES))

@@ -1,4 +1,4 @@
-"""Column records (scales along the outputs) for the AVX-512 variant: as `decode_factors`, in vector instructions.
+"""Column records (scales along the outputs) for the integer kernels: as `decode_factors`, in vector instructions.
 
 The CPU widens the two half floats of a record; in the integer arithmetic of floats.py that took longer than the rest.
 """
@@ -17,7 +17,11 @@ from ..layout import COLUMN_RECORD_WORDS
 from .codes import FACTORS
 from .compile import jit
 from .memory import float32_pointer, prefetch_line, uint32_pointer, uint64_pointer
-from .vectors import FLOATS, INT32, LANES, array_data, constant, read, splat, write
+from .vectors import FLOATS, INT32, LANES, array_data, constant, read, write
+
+_PAIR = 2 * LANES
+_PAIR_WORDS, _PAIR_FLOATS = ir.VectorType(INT32, _PAIR), ir.VectorType(ir.FloatType(), _PAIR)
+_FIRST_HALF = ir.Constant(ir.VectorType(ir.IntType(1), _PAIR), [1] * LANES + [0] * LANES)
 
 
 @jit
@@ -66,30 +70,39 @@ def _decode(
     minimums: Any,
     first_minimum: Any,
 ) -> Any:
-    """The loop over the columns of a pass. The minimums stay in a register: through memory, each addition would wait
-    for the store before it."""
+    """The loop over the columns of a pass, two at a time. The minimums stay in a register: through memory, each
+    addition would wait for the store before it."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         words_at, first, width, index_at, values_at, begin, number, end, *_, base = args
         factor_data = array_data(context, builder, signature.args[8], args[8])
         minimum_data = array_data(context, builder, signature.args[9], args[9])
-        total = cgutils.alloca_once_value(builder, read(builder, minimum_data, base, FLOATS))
-        following = builder.add(begin, number)
-        with cgutils.for_range(builder, number) as loop:
+        total = cgutils.alloca_once_value(builder, ir.Constant(_PAIR_FLOATS, [0.0] * _PAIR))
+        size = number.type
+        stop = builder.add(begin, number)
 
-            def record_of(entry: Any) -> Any:
-                column = builder.load(builder.gep(index_at, [entry]))
-                return builder.gep(words_at, [builder.add(first, builder.mul(column, width))])
+        def record_of(entry: Any) -> Any:
+            bounded = builder.select(builder.icmp_unsigned("<", entry, end), entry, end)
+            column = builder.load(builder.gep(index_at, [bounded]))
+            return builder.gep(words_at, [builder.add(first, builder.mul(column, width))])
 
-            next_entry = builder.add(following, loop.index)
-            next_entry = builder.select(builder.icmp_unsigned("<", next_entry, end), next_entry, end)
-            prefetch_line(builder, record_of(next_entry))  # the record that the next pass reads here
-            entry = builder.add(begin, loop.index)
-            x = builder.load(builder.gep(values_at, [entry]))
-            factor, minimum = _factors_of(builder, record_of(entry), x)
-            write(builder, factor, factor_data, builder.mul(loop.index, loop.index.type(FACTORS)))
+        with cgutils.for_range(builder, builder.lshr(builder.add(number, size(1)), size(1))) as loop:
+            c = builder.shl(loop.index, size(1))
+            entries = [builder.add(begin, c), builder.add(begin, builder.add(c, size(1)))]
+            for entry in entries:
+                prefetch_line(builder, record_of(builder.add(entry, number)))  # what the next pass reads here
+            # An odd pass ends with a column of another pass, times zero.
+            inside = builder.icmp_unsigned("<", entries[1], stop)
+            x = [builder.load(builder.gep(values_at, [entry])) for entry in entries]
+            x[1] = builder.select(inside, x[1], ir.Constant(ir.FloatType(), 0.0))
+            records = [record_of(entries[0]), record_of(builder.select(inside, entries[1], entries[0]))]
+            factor, minimum = _factors_of(builder, records, x)
+            write(builder, factor, factor_data, builder.mul(c, size(FACTORS)))
             builder.store(builder.fadd(builder.load(total), minimum), total)
-        write(builder, builder.load(total), minimum_data, base)
+        pair = builder.load(total)
+        halves = [builder.shuffle_vector(pair, pair, constant(list(range(i, i + LANES)))) for i in (0, LANES)]
+        old = read(builder, minimum_data, base, FLOATS)
+        write(builder, builder.fadd(old, builder.fadd(*halves)), minimum_data, base)
         return context.get_dummy_value()
 
     size, floats = types.uint64, types.CPointer(types.float32)
@@ -97,17 +110,36 @@ def _decode(
     return types.void(words, size, size, places, floats, size, size, size, factors, minimums, size), build
 
 
-def _factors_of(builder: Any, record_at: Any, x: Any) -> tuple[Any, Any]:
-    """x * d * scale6 and x * dmin * min6 of the eight blocks of a record."""
-    record = [builder.load(builder.gep(record_at, [INT32(i)])) for i in range(COLUMN_RECORD_WORDS)]
-    wide = builder.fpext(builder.bitcast(record[0], ir.VectorType(ir.HalfType(), 2)), ir.VectorType(ir.FloatType(), 2))
-    scale, minimum = (builder.fmul(x, builder.extract_element(wide, INT32(i))) for i in range(2))
-    shifts = constant([4 * lane for lane in range(LANES)])
-    lows = [builder.and_(builder.lshr(splat(builder, value), shifts), constant(15)) for value in record[1:3]]
-    highs = builder.lshr(splat(builder, record[3]), shifts)
-    scale6 = builder.or_(lows[0], builder.shl(builder.and_(highs, constant(3)), constant(4)))
-    min6 = builder.or_(lows[1], builder.shl(builder.and_(highs, constant(12)), constant(2)))
+def _factors_of(builder: Any, records: list[Any], x: list[Any]) -> tuple[Any, Any]:
+    """x * d * scale6 and x * dmin * min6 of the eight blocks of two records, one after the other."""
+    halves = ir.Constant(ir.VectorType(INT32, 2), ir.Undefined)
+    inputs = ir.Constant(ir.VectorType(ir.FloatType(), 4), ir.Undefined)
+    for i, record in enumerate(records):
+        halves = builder.insert_element(halves, builder.load(record), INT32(i))
+        for j in range(2):
+            inputs = builder.insert_element(inputs, x[i], INT32(2 * i + j))
+    wide = builder.fpext(builder.bitcast(halves, ir.VectorType(ir.HalfType(), 4)), inputs.type)
+    scaled = builder.fmul(wide, inputs)  # x * d and x * dmin of both
+    scale, minimum = (builder.shuffle_vector(scaled, scaled, _words([i] * LANES + [i + 2] * LANES)) for i in range(2))
+
+    def both(word: int) -> Any:
+        splats = []
+        for record in records:
+            value = builder.load(builder.gep(record, [INT32(word)]))
+            one = builder.insert_element(ir.Constant(_PAIR_WORDS, ir.Undefined), value, INT32(0))
+            splats.append(builder.shuffle_vector(one, one, _words([0] * _PAIR)))
+        return builder.select(_FIRST_HALF, *splats)
+
+    shifts = _words([4 * lane for lane in range(LANES)] * 2)
+    lows = [builder.and_(builder.lshr(both(word), shifts), _words([15] * _PAIR)) for word in (1, 2)]
+    highs = builder.lshr(both(3), shifts)
+    scale6 = builder.or_(lows[0], builder.shl(builder.and_(highs, _words([3] * _PAIR)), _words([4] * _PAIR)))
+    min6 = builder.or_(lows[1], builder.shl(builder.and_(highs, _words([12] * _PAIR)), _words([2] * _PAIR)))
     return (
-        builder.fmul(splat(builder, scale), builder.sitofp(scale6, FLOATS)),
-        builder.fmul(splat(builder, minimum), builder.sitofp(min6, FLOATS)),
+        builder.fmul(scale, builder.sitofp(scale6, _PAIR_FLOATS)),
+        builder.fmul(minimum, builder.sitofp(min6, _PAIR_FLOATS)),
     )
+
+
+def _words(values: list[int]) -> Any:
+    return ir.Constant(ir.VectorType(INT32, len(values)), values)

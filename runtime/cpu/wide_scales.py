@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .compile import jit
+from .compile import jit_for
 from .dot_tile import Tile
 from .floats import BFLOAT16, FLOAT16, FLOAT32, UINT8
 from .vectors import INT32
@@ -65,9 +65,8 @@ def _widened(builder: Any, dtypes: tuple[int, ...], dtype: Any, read: Callable[[
     return values
 
 
-def _applier(bits: int) -> Any:
+def _applier(tile: Tile) -> Any:
     """An intrinsic, see `apply_scales`."""
-    tile = Tile(bits, 1)
 
     def apply_block(
         typing_context: Any,
@@ -123,33 +122,36 @@ def _add_group(builder: Any, old: Any, sums: Any, scale: Any, zero: Any, total: 
     return builder.select(add, added, subtracted)
 
 
-_apply_2, _apply_4, _apply_8 = _applier(2), _applier(4), _applier(8)
+def make_apply_scales(tile: type[Tile]) -> Callable[..., Any]:
+    """`apply_scales` for a kind of CPU."""
+    apply_2, apply_4, apply_8 = (_applier(tile(bits, 1)) for bits in (2, 4, 8))
 
+    @jit_for(tile.name)
+    def apply_scales(
+        bits: int,
+        sums: int,
+        scale: int,
+        scale_dtype: int,
+        zero: int,
+        zero_dtype: int,
+        start: int,
+        adds_zero: int,
+        total: float,
+        out: int,
+    ) -> None:
+        """out[0:128] += scale * (sums - zero * total), or scale * sums + zero * total when `adds_zero`.
 
-@jit
-def apply_scales(
-    bits: int,
-    sums: int,
-    scale: int,
-    scale_dtype: int,
-    zero: int,
-    zero_dtype: int,
-    start: int,
-    adds_zero: int,
-    total: float,
-    out: int,
-) -> None:
-    """out[0:128] += scale * (sums - zero * total), or scale * sums + zero * total when `adds_zero`.
+        Args:
+            sums: float32 pointer to the 128 sums that a pass left.
+            scale, zero: addresses; entries start..start+128 of them belong to the block.
+            total: the sum of the inputs of the group.
+            out: float32 pointer, in the order of the rows.
+        """
+        if bits == 4:
+            apply_4(sums, scale, scale_dtype, zero, zero_dtype, start, adds_zero, total, out)
+        elif bits == 8:
+            apply_8(sums, scale, scale_dtype, zero, zero_dtype, start, adds_zero, total, out)
+        else:
+            apply_2(sums, scale, scale_dtype, zero, zero_dtype, start, adds_zero, total, out)
 
-    Args:
-        sums: float32 pointer to the 128 sums that `add_pass` left.
-        scale, zero: addresses; entries start..start+128 of them belong to the block.
-        total: the sum of the inputs of the group.
-        out: float32 pointer, in the order of the rows.
-    """
-    if bits == 4:
-        _apply_4(sums, scale, scale_dtype, zero, zero_dtype, start, adds_zero, total, out)
-    elif bits == 8:
-        _apply_8(sums, scale, scale_dtype, zero, zero_dtype, start, adds_zero, total, out)
-    else:
-        _apply_2(sums, scale, scale_dtype, zero, zero_dtype, start, adds_zero, total, out)
+    return apply_scales

@@ -18,7 +18,7 @@ import torch
 from zigpass.runtime import ColumnScales, GroupScales, QuantizedWeight, pack, reference
 from zigpass.runtime.cpu.variants import available_variants, current_variant
 
-assert available_variants() == ("portable",), available_variants()
+print(*available_variants())
 torch.manual_seed(0)
 n, k = 300, 96
 codes = torch.randint(0, 16, (n, k), dtype=torch.uint8)
@@ -33,17 +33,21 @@ for scales in (group, column):
         args = (x, list(packed.tensors), None, t, packed.layout.spec)
         torch.testing.assert_close(torch.ops.zigpass.linear(*args), reference.linear(*args), rtol=1e-4, atol=1e-4)
 assembly = "".join(current_variant().project._dispatcher.inspect_asm().values())
-print("ymm" in assembly, "zmm" in assembly)
+print("vpmaddubsw" in assembly, "ymm" in assembly, "zmm" in assembly)
 """
 AVX2 = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+cx16"
-CASES = {"avx2": ("haswell", AVX2, "True False"), "plain": ("x86-64", "+sse,+sse2", "False False")}
+CASES = {
+    "avx2": ("haswell", AVX2, ["avx2 portable", "True True False"]),
+    "no half floats": ("haswell", AVX2.replace("+f16c,", ""), ["portable", "False True False"]),
+    "plain": ("x86-64", "+sse,+sse2", ["portable", "False False False"]),
+}
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these are x86 CPUs")
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_for_a_smaller_cpu(name: str, tmp_path: os.PathLike[str]) -> None:
-    cpu, features, registers = CASES[name]
-    if name == "avx2" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX"):
+    cpu, features, printed = CASES[name]
+    if cpu == "haswell" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX"):
         pytest.skip("this CPU has no AVX2")
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT],
@@ -52,4 +56,4 @@ def test_kernels_for_a_smaller_cpu(name: str, tmp_path: os.PathLike[str]) -> Non
         text=True,
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.strip() == registers
+    assert result.stdout.splitlines() == printed
