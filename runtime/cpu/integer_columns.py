@@ -9,9 +9,9 @@ import numpy as np
 from numba import float32, types, uint64
 from numba.extending import intrinsic
 
-from ..layout import BLOCK_ROWS
+from ..layout import BLOCK_ROWS, COLUMN_RECORD_WORDS
 from .codes import FACTORS
-from .compile import jit_for
+from .compile import jit, jit_for
 from .dot_tile import (
     PASS_AHEAD,
     PASS_BLOCKS,
@@ -32,10 +32,22 @@ from .dot_tile import (
 from .fixed_point import FLOAT32_DIGITS, quantize_factors_1, quantize_factors_3
 from .inputs import COUNT, DIGITS, INDEX, ROWS, STRIDE, VALUES
 from .integer_pass import MOST_COLUMNS, pass_columns, place_columns
-from .memory import SPARE, address_of, aligned, float32_pointer, keep, load, offset_float32, uint32_pointer
+from .memory import (
+    SPARE,
+    address_of,
+    aligned,
+    float32_pointer,
+    keep,
+    load,
+    offset_float32,
+    uint32_pointer,
+    uint64_pointer,
+)
 from .record import BITS, CODES, SCALE
 from .vectors import INT32
 from .wide_columns import decode_factors_wide
+
+_RECORD_BYTES = 4 * COLUMN_RECORD_WORDS
 
 
 def make_column_rows(tile: type[Tile], add_pass: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,7 +71,6 @@ def make_column_rows(tile: type[Tile], add_pass: Callable[..., Any]) -> Callable
         bits, digits = load(record, uint64(BITS)), load(inputs, uint64(DIGITS))
         depth = 4 * bits
         num_rows, num_active = load(inputs, uint64(ROWS)), load(inputs, uint64(COUNT))
-        stride = load(inputs, uint64(STRIDE))
         records = (band_end + 255) // 256 - band_row // 256
         first_super, end_super = start_row // 256, (end_row + 255) // 256
         supers = end_super - first_super
@@ -68,12 +79,17 @@ def make_column_rows(tile: type[Tile], add_pass: Callable[..., Any]) -> Callable
         sums = np.zeros(num_rows * rows + SPARE, np.float32)
         sums_address = aligned(address_of(sums))
         minimums = np.zeros(num_rows * supers * FACTORS, np.float32)
-        factors = np.zeros((MOST_COLUMNS + 3) * FACTORS, np.float32)
+        factors = np.empty(MOST_COLUMNS * FACTORS, np.float32)
         integers = np.empty(MOST_COLUMNS * digits * FACTORS // 4, np.uint32)
         units = np.empty(FACTORS, np.float32)
         offsets, ahead = np.empty(MOST_COLUMNS, np.uint64), np.empty(MOST_COLUMNS, np.uint64)
+        largest = np.empty(FACTORS, np.uint32)
+        records_here, records_ahead = np.empty(MOST_COLUMNS, np.uint64), np.empty(MOST_COLUMNS, np.uint64)
+        values = np.empty(num_rows * MOST_COLUMNS, np.float32)
         units_at, factors_at = float32_pointer(address_of(units)), float32_pointer(address_of(factors))
-        integers_at = uint32_pointer(address_of(integers))
+        integers_at, largest_at = uint32_pointer(address_of(integers)), uint32_pointer(address_of(largest))
+        here_at, ahead_at = uint64_pointer(address_of(records_here)), uint64_pointer(address_of(records_ahead))
+        first_at = load(record, uint64(SCALE)) + _RECORD_BYTES * (first_record - band_row // 256)
         fields = np.zeros(PASS_FIELDS, np.int64)
         fields[PASS_CODES] = load(record, uint64(CODES))
         fields[PASS_OFFSETS], fields[PASS_AHEAD] = address_of(offsets), address_of(ahead)
@@ -86,7 +102,7 @@ def make_column_rows(tile: type[Tile], add_pass: Callable[..., Any]) -> Callable
                 record, inputs, band_row, band_end, start_row, end_row, start, count, offsets, ahead, fields
             )
             fields[PASS_CHUNKS] = chunks
-            factors[count * FACTORS : chunks * 4 * FACTORS] = float32(0)
+            _place_records(inputs, first_at, records, start, count, chunks, records_here, records_ahead, values)
             for superblock in range(first_super, end_super):
                 first_block = max(superblock * 256, start_row)
                 end_block = min(superblock * 256 + 256, end_row)
@@ -97,23 +113,22 @@ def make_column_rows(tile: type[Tile], add_pass: Callable[..., Any]) -> Callable
                 fields[PASS_UNITS] = address_of(units) + 4 * half
                 for r in range(num_rows):
                     decode_factors_wide(
-                        load(record, uint64(SCALE)),
-                        first_record,
-                        records,
-                        superblock - band_row // 256,
-                        load(inputs, uint64(INDEX)),
-                        load(inputs, uint64(VALUES)) + 4 * r * stride,
-                        start,
-                        count,
-                        num_active,
-                        factors,
-                        minimums,
-                        (r * supers + superblock - first_super) * FACTORS,
+                        here_at,
+                        ahead_at,
+                        uint64(_RECORD_BYTES * superblock),
+                        offset_float32(float32_pointer(address_of(values)), uint64(r * MOST_COLUMNS)),
+                        uint64(2 * chunks),
+                        factors_at,
+                        offset_float32(
+                            float32_pointer(address_of(minimums)),
+                            uint64((r * supers + superblock - first_super) * FACTORS),
+                        ),
+                        largest_at,
                     )
                     if digits == FLOAT32_DIGITS:
-                        quantize_factors_3(factors_at, uint64(chunks), integers_at, units_at)
+                        quantize_factors_3(factors_at, largest_at, uint64(chunks), integers_at, units_at)
                     else:
-                        quantize_factors_1(factors_at, uint64(chunks), integers_at, units_at)
+                        quantize_factors_1(factors_at, largest_at, uint64(chunks), integers_at, units_at)
                     fields[PASS_SUMS] = sums_address + 4 * (r * rows + first_block - start_row)
                     add_pass(bits, digits, address_of(fields))
             start += count
@@ -136,11 +151,45 @@ def make_column_rows(tile: type[Tile], add_pass: Callable[..., Any]) -> Callable
         keep(factors)
         keep(integers)
         keep(units)
+        keep(largest)
+        keep(records_here)
+        keep(records_ahead)
+        keep(values)
         keep(offsets)
         keep(ahead)
         keep(fields)
 
     return column_rows
+
+
+@jit
+def _place_records(
+    inputs: int,
+    first_at: int,
+    records: int,
+    start: int,
+    count: int,
+    chunks: int,
+    here: np.ndarray,
+    ahead: np.ndarray,
+    values: np.ndarray,
+) -> None:
+    """Fill the addresses of the records of the columns of a pass, of those to prefetch, and the inputs.
+
+    The last chunk is filled up with a column that is there anyway, times zero.
+    """
+    index = uint64_pointer(load(inputs, uint64(INDEX)))
+    last = load(inputs, uint64(COUNT)) - 1
+    for c in range(chunks * 4):
+        column = np.int64(load(index, uint64(start + min(c, count - 1))))
+        following = np.int64(load(index, uint64(min(start + count + c, last))))
+        here[c] = uint64(first_at + column * records * _RECORD_BYTES)
+        ahead[c] = uint64(first_at + following * records * _RECORD_BYTES)
+    stride = load(inputs, uint64(STRIDE))
+    for r in range(load(inputs, uint64(ROWS))):
+        row = float32_pointer(load(inputs, uint64(VALUES)) + 4 * r * stride)
+        for c in range(chunks * 4):
+            values[r * MOST_COLUMNS + c] = load(row, uint64(start + c)) if c < count else float32(0)
 
 
 def _make_write_rows(tile: type[Tile]) -> Callable[..., Any]:

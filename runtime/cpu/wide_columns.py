@@ -7,107 +7,79 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
-from numba import types, uint64
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..layout import COLUMN_RECORD_WORDS
 from .codes import FACTORS
-from .compile import jit
-from .memory import float32_pointer, prefetch_line, uint32_pointer, uint64_pointer
-from .vectors import FLOATS, INT32, LANES, array_data, constant, read, write
+from .memory import prefetch_line
+from .vectors import FLOATS, INT32, LANES, constant, read, write
 
 _PAIR = 2 * LANES
 _PAIR_WORDS, _PAIR_FLOATS = ir.VectorType(INT32, _PAIR), ir.VectorType(ir.FloatType(), _PAIR)
 _FIRST_HALF = ir.Constant(ir.VectorType(ir.IntType(1), _PAIR), [1] * LANES + [0] * LANES)
-
-
-@jit
-def decode_factors_wide(
-    scales: int,
-    first_record: int,
-    records: int,
-    superblock: int,
-    active_index: int,
-    active_value: int,
-    start: int,
-    count: int,
-    num_active: int,
-    factors: np.ndarray,
-    minimums: np.ndarray,
-    first_minimum: int,
-) -> None:
-    """See `decode_factors` in column_scales.py."""
-    _decode(
-        uint32_pointer(scales),
-        uint64((first_record + superblock) * COLUMN_RECORD_WORDS),
-        uint64(records * COLUMN_RECORD_WORDS),
-        uint64_pointer(active_index),
-        float32_pointer(active_value),
-        uint64(start),
-        uint64(count),
-        uint64(num_active - 1),
-        factors,
-        minimums,
-        uint64(first_minimum),
-    )
+_MAGNITUDE = 0x7FFFFFFF
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _decode(
+def decode_factors_wide(
     typing_context: Any,
-    words: Any,
-    first_word: Any,
-    column_words: Any,
-    index: Any,
+    records: Any,
+    ahead: Any,
+    shift: Any,
     values: Any,
-    start: Any,
-    count: Any,
-    last: Any,
+    pairs: Any,
     factors: Any,
     minimums: Any,
-    first_minimum: Any,
+    largest: Any,
 ) -> Any:
-    """The loop over the columns of a pass, two at a time. The minimums stay in a register: through memory, each
-    addition would wait for the store before it."""
+    """Write the factors x_k * d * scale6 of one superblock for the columns of a pass; add up x_k * dmin * min6.
+
+    Its arguments:
+        records: uint64 pointer, the address of each column's first record; `shift` bytes on is the one to read.
+        ahead: the same of the columns of the next pass, to prefetch.
+        values: float32 pointer, the inputs of the columns.
+        pairs: half the number of columns.
+        factors: float32 pointer, `FACTORS` per column, written.
+        minimums: float32 pointer to `FACTORS`, added to.
+        largest: uint32 pointer to `FACTORS`, written: the bits of the largest magnitude among the factors of each part.
+    """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        words_at, first, width, index_at, values_at, begin, number, end, *_, base = args
-        factor_data = array_data(context, builder, signature.args[8], args[8])
-        minimum_data = array_data(context, builder, signature.args[9], args[9])
+        records_at, ahead_at, offset, values_at, number, factors_at, minimums_at, largest_at = args
+        # In registers: through memory, each step would wait for the store before it. Magnitudes are compared as
+        # integers: the order is the same, and a NaN could not hide.
         total = cgutils.alloca_once_value(builder, ir.Constant(_PAIR_FLOATS, [0.0] * _PAIR))
+        top = cgutils.alloca_once_value(builder, _words([0] * _PAIR))
         size = number.type
-        stop = builder.add(begin, number)
 
-        def record_of(entry: Any) -> Any:
-            bounded = builder.select(builder.icmp_unsigned("<", entry, end), entry, end)
-            column = builder.load(builder.gep(index_at, [bounded]))
-            return builder.gep(words_at, [builder.add(first, builder.mul(column, width))])
+        def record_at(list_at: Any, column: Any, kind: Any) -> Any:
+            address = builder.add(builder.load(builder.gep(list_at, [column])), offset)
+            return builder.inttoptr(address, kind.as_pointer())
 
-        with cgutils.for_range(builder, builder.lshr(builder.add(number, size(1)), size(1))) as loop:
-            c = builder.shl(loop.index, size(1))
-            entries = [builder.add(begin, c), builder.add(begin, builder.add(c, size(1)))]
-            for entry in entries:
-                prefetch_line(builder, record_of(builder.add(entry, number)))  # what the next pass reads here
-            # An odd pass ends with a column of another pass, times zero.
-            inside = builder.icmp_unsigned("<", entries[1], stop)
-            x = [builder.load(builder.gep(values_at, [entry])) for entry in entries]
-            x[1] = builder.select(inside, x[1], ir.Constant(ir.FloatType(), 0.0))
-            records = [record_of(entries[0]), record_of(builder.select(inside, entries[1], entries[0]))]
-            factor, minimum = _factors_of(builder, records, x)
-            write(builder, factor, factor_data, builder.mul(c, size(FACTORS)))
+        with cgutils.for_range(builder, number) as loop:
+            first = builder.shl(loop.index, size(1))
+            columns = [first, builder.add(first, size(1))]
+            for column in columns:
+                prefetch_line(builder, record_at(ahead_at, column, ir.IntType(8)))
+            x = [builder.load(builder.gep(values_at, [column])) for column in columns]
+            factor, minimum = _factors_of(builder, [record_at(records_at, column, INT32) for column in columns], x)
+            write(builder, factor, factors_at, builder.mul(first, size(FACTORS)))
             builder.store(builder.fadd(builder.load(total), minimum), total)
-        pair = builder.load(total)
-        halves = [builder.shuffle_vector(pair, pair, constant(list(range(i, i + LANES)))) for i in (0, LANES)]
-        old = read(builder, minimum_data, base, FLOATS)
-        write(builder, builder.fadd(old, builder.fadd(*halves)), minimum_data, base)
+            magnitude = builder.and_(builder.bitcast(factor, _PAIR_WORDS), _words([_MAGNITUDE] * _PAIR))
+            old = builder.load(top)
+            builder.store(builder.select(builder.icmp_unsigned(">", magnitude, old), magnitude, old), top)
+        halves = [constant(list(range(i, i + LANES))) for i in (0, LANES)]
+        sums, tops = builder.load(total), builder.load(top)
+        sums = builder.fadd(*[builder.shuffle_vector(sums, sums, half) for half in halves])
+        write(builder, builder.fadd(read(builder, minimums_at, size(0), FLOATS), sums), minimums_at, size(0))
+        a, b = (builder.shuffle_vector(tops, tops, half) for half in halves)
+        write(builder, builder.select(builder.icmp_unsigned(">", a, b), a, b), largest_at, size(0))
         return context.get_dummy_value()
 
-    size, floats = types.uint64, types.CPointer(types.float32)
-    places = types.CPointer(types.uint64)
-    return types.void(words, size, size, places, floats, size, size, size, factors, minimums, size), build
+    size, floats, places = types.uint64, types.CPointer(types.float32), types.CPointer(types.uint64)
+    return types.void(places, places, size, floats, size, floats, floats, types.CPointer(types.uint32)), build
 
 
 def _factors_of(builder: Any, records: list[Any], x: list[Any]) -> tuple[Any, Any]:
