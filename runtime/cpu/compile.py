@@ -49,6 +49,14 @@ def target_features() -> frozenset[str]:
     return frozenset(feature[1:] for feature in features.split(",") if feature.startswith("+"))
 
 
+def target_cpu() -> str:
+    """LLVM's name of the CPU that kernels are compiled for, as "znver4" (Numba's `NUMBA_CPU_NAME` can change it)."""
+    from numba.core.registry import cpu_target
+
+    name: str = cpu_target.target_context.codegen().magic_tuple()[1]
+    return name
+
+
 class Kernel:
     """A compiled function that Python calls with `arity` integers; compiled, or read from disk, at its first call."""
 

@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from ..layout import BLOCK_ROWS
 from .compile import jit, jit_for
-from .dot_tile import CHUNK_COLUMNS, MOST_CHUNKS, PASS_WALK, Tile
+from .dot_tile import CHUNK_COLUMNS, MOST_CHUNKS, PASS_END, PASS_WALK, Tile
 from .fixed_point import FLOAT32_DIGITS, INT8_DIGITS
 from .inputs import COUNT, INDEX
 from .memory import load, uint64_pointer
@@ -51,7 +51,7 @@ def place_columns(
         start_row, end_row: the rows of the band that are multiplied.
         start, count: the active columns of the pass.
         offsets, ahead: uint64 [MOST_COLUMNS], written.
-        fields: int64 [PASS_FIELDS]; the walk is written.
+        fields: int64 [PASS_FIELDS]; `PASS_END` and the walk are written.
     """
     depth = uint64(4 * load(record, uint64(BITS)))
     column_words = uint64((band_end - band_row) // BLOCK_ROWS) * depth
@@ -65,6 +65,7 @@ def place_columns(
         following = load(index, uint64(min(start + count + c, last)))
         ahead[c] = band_word + following * column_words + first_word
     words = (end_row - start_row) // BLOCK_ROWS * 4 * load(record, uint64(BITS))
+    fields[PASS_END] = np.int64(first_word) + words
     fields[PASS_WALK] = np.int64(ahead[0])
     fields[PASS_WALK + 1] = np.int64(ahead[0]) + words
     fields[PASS_WALK + 2] = 0
