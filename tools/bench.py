@@ -32,6 +32,17 @@ def cpu(
 
 
 @bench.command()
+def overhead(
+    core: Annotated[int, typer.Option(help="Which of the usable cores to pin the thread to; -1 is the last.")] = -1,
+    seconds: Annotated[float, typer.Option(help="Time for the whole measurement.")] = 5.0,
+) -> None:
+    """What a call of an operator costs on the CPU beside its kernel."""
+    from zigpass.tools.bench_overhead import run
+
+    run(core, seconds)
+
+
+@bench.command()
 def onnx(
     core: Annotated[int, typer.Option(help="Which of the usable cores to pin the thread to; -1 is the last.")] = -1,
     rounds: Annotated[int, typer.Option(help="Turns of each candidate, of which each counts three calls.")] = 40,

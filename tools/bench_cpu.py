@@ -33,6 +33,8 @@ from zigpass.runtime.cpu.record import weight_plan
 from zigpass.runtime.cpu.rows import linear_rows
 from zigpass.runtime.layout import round_up
 from zigpass.tools import bench_peers as peers
+from zigpass.tools.bench_overhead import overheads
+from zigpass.tools.bench_overhead import show as show_overheads
 from zigpass.tools.bench_timing import Timing, interleave
 from zigpass.tools.provenance import provenance
 
@@ -41,7 +43,7 @@ SMALL = ((576, 1536), (1536, 576))
 MLP = (4096, 11008)
 AXES = ("in", "out")
 SPARSITIES = (0.0, 0.5)
-SEVERAL_ROWS = (2, 4, 8, 16, 24, 32, 128)
+SEVERAL_ROWS = (2, 4, 8, 16, 24, 32, 64, 128)
 SEVERAL_ROWS_SHAPE = (2048, 2048)
 MOST_COPIES = 48
 RESULTS = Path(__file__).parent / "results"
@@ -82,9 +84,12 @@ def run(
             for axis in AXES:
                 several += several_rows(*SEVERAL_ROWS_SHAPE, axis, seconds)
         show_several(console, several)
+    calls = overheads(seconds) if threads == 1 else []
+    if calls:
+        show_overheads(console, calls)
     report = {
         "machine": machine(), "threads": threads, "seconds": seconds, "megabytes": megabytes, "rows": rows,
-        "several_rows": several,
+        "several_rows": several, "overhead": calls,
     }  # fmt: skip
     name = f"cpu-{platform.machine()}-{available_variants()[0]}-{activations}-{threads}t.json"
     path = out or RESULTS / name
@@ -198,7 +203,10 @@ def table_row(shape: str, axis: str, sparsity: float, timings: dict[str, Timing]
 
 def show(console: Console, rows: list[dict[str, Any]]) -> None:
     """Print rows as a table."""
-    table = Table("shape", "scales", "sparsity", "zigpass us", "onnxruntime us", "int4pack us", "ratio to best")
+    labels = f"activations: zigpass {rows[0]['activations']}, onnxruntime int8, int4pack bfloat16"
+    table = Table(
+        "shape", "scales", "sparsity", "zigpass us", "onnxruntime us", "int4pack us", "ratio to best", title=labels
+    )
     for row in rows:
         times = (row["zigpass_us"], *(row["peers_us"].get(name) for name in ("onnxruntime", "int4pack")))
         cells = ["-" if t is None else f"{t['median']:.0f} ({t['low']:.0f}-{t['high']:.0f})" for t in times]

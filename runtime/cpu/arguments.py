@@ -42,14 +42,17 @@ def checked_threshold(threshold: Tensor | None, plan: WeightPlan) -> tuple[int, 
     if threshold is None:
         return 0, 0
     size = threshold.numel()
-    if threshold.dtype == COUNT_DTYPE and size == 1:
-        return threshold.data_ptr(), LARGEST
+    if size == 1:
+        if threshold.dtype == torch.float32:
+            return threshold.data_ptr(), 1
+        if threshold.dtype == COUNT_DTYPE:
+            return threshold.data_ptr(), LARGEST
     if threshold.dtype != torch.float32 or not threshold.is_contiguous():
         raise ZigpassError(
             f"the threshold for {plan.layout.spec} is {threshold.dtype} with strides {threshold.stride()},"
             f" expected contiguous float32, or one entry of {COUNT_DTYPE}"
         )
-    if size != 1 and size != plan.k:
+    if size != plan.k:
         raise ZigpassError(f"threshold has {size} entries, {plan.layout.spec} takes 1 or {plan.k}")
     return threshold.data_ptr(), size
 

@@ -1,8 +1,7 @@
 """How the functions of this package are compiled.
 
 `jit` marks a function that kernels call; `kernel` marks one that Python calls. Kernels have one fixed signature of
-plain integers (addresses, sizes, small codes for dtypes), so there is one compiled version of each, whatever the
-dtypes and layouts are.
+plain integers (addresses and sizes), so there is one compiled version of each, whatever the dtypes and layouts are.
 """
 
 from __future__ import annotations
@@ -27,6 +26,21 @@ def jit(function: F) -> F:
     return cast(F, numba.njit(**_OPTIONS)(function))
 
 
+def jit_for(variant: str) -> Callable[[F], F]:
+    """As `jit`, for a function that is made once for each variant of the kernels.
+
+    The variant becomes part of its name. Numba tells functions of one name apart by a number that starts again in every
+    process, and the linker takes two of one name and number, from kernels that two processes left on disk, for the same
+    function: one variant would run the code of another.
+    """
+
+    def named(function: F) -> F:
+        function.__qualname__ = f"{function.__qualname__}_{variant}"
+        return jit(function)
+
+    return named
+
+
 def target_features() -> frozenset[str]:
     """Features of the CPU that kernels are compiled for (Numba's `NUMBA_CPU_FEATURES` can restrict them)."""
     from numba.core.registry import cpu_target
@@ -35,10 +49,19 @@ def target_features() -> frozenset[str]:
     return frozenset(feature[1:] for feature in features.split(",") if feature.startswith("+"))
 
 
+def target_cpu() -> str:
+    """LLVM's name of the CPU that kernels are compiled for, as "znver4" (Numba's `NUMBA_CPU_NAME` can change it)."""
+    from numba.core.registry import cpu_target
+
+    name: str = cpu_target.target_context.codegen().magic_tuple()[1]
+    return name
+
+
 class Kernel:
     """A compiled function that Python calls with `arity` integers; compiled, or read from disk, at its first call."""
 
     def __init__(self, function: Callable[..., None], arity: int, name: str) -> None:
+        function.__qualname__ = name  # see jit_for
         self._dispatcher = numba.njit(**_OPTIONS)(function)
         self._dispatcher._cache = KernelCache(name)
         self._signature = types.void(*[types.int64] * arity)

@@ -1,4 +1,4 @@
-"""The inner loop of the AVX-512 VNNI variant: a pass of columns over blocks of 128 rows, in integers.
+"""The inner loop of the integer kernels: a pass of columns over blocks of 128 rows; here for AVX-512 VNNI.
 
 Four columns are read side by side. Their code words are transposed byte by byte, so that every 32-bit lane holds one
 byte of each column; masking a bit field of the bytes gives four codes, which one dot-product instruction multiplies by
@@ -12,26 +12,67 @@ digits of a chunk of four columns are stored as four words, one per 32 rows, and
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from ..layout import BLOCK_ROWS
-from .compile import jit
+from .compile import target_cpu
 from .memory import prefetch_line
 
-AHEAD_BLOCKS = 4
-"""How far ahead of the sums a column is prefetched, at its end into the column that the next pass reads in its place.
-11008x4096 and 4096x11008, 50 % active, huge pages: 4 blocks 1.14 and 0.98 ms, 8 blocks 1.21 and 1.05. With small pages,
-4096x11008: 2 blocks 1.12, 4 blocks 1.06, 8 blocks 1.11, none 1.34."""
-CHUNK_COLUMNS = 4
+PASS_CODES: Final = 0
+"""Address of all code words."""
+PASS_WORD: Final = 1
+"""The first block's first word inside a column."""
+PASS_OFFSETS: Final = 2
+"""Address of uint64, the first word of each column."""
+PASS_AHEAD: Final = 3
+"""Address of uint64, the first word of each column of the next pass, in the first block."""
+PASS_BLOCKS: Final = 4
+PASS_CHUNKS: Final = 5
+"""Chunks of four columns, at most `MOST_CHUNKS`."""
+PASS_DIGITS: Final = 6
+"""Address of the digits of the first chunk: uint32, four words a digit."""
+PASS_CHUNK_WORDS: Final = 7
+PASS_DIGIT_WORDS: Final = 8
+"""Words from a chunk, and from a digit, to the next."""
+PASS_UNITS: Final = 9
+"""Address of four float32, one per 32 rows."""
+PASS_PART_STEP: Final = 10
+"""Words from a block to the next, in digits and units."""
+PASS_FIRST: Final = 11
+"""1 to set the sums, 0 to add to them."""
+PASS_SUMS: Final = 12
+"""Address of float32, 128 per block; see `Tile.in_row_order`."""
+PASS_ROWS: Final = 13
+"""Rows of x."""
+PASS_DIGITS_STEP: Final = 14
+PASS_UNITS_STEP: Final = 15
+PASS_SUMS_STEP: Final = 16
+"""From a row of x to the next."""
+PASS_END: Final = 17
+"""The word after the last block of the rows inside a column."""
+PASS_WALK: Final = 18
+"""Where to prefetch: the next word, the end of its column, which of the columns ahead that is, and its words. Moved on.
+
+A pass prefetches the columns of the next one, each from top to bottom, into the second-level cache. 50 % active, one
+thread of a Zen 4: 4096x11008 0.65 ms and 11008x4096 0.80; side by side instead of one after the other 0.68 and 0.84.
+
+CPUs of other makers prefetch into the first-level cache, `NEAR_BLOCKS` ahead of the sums, which takes a Zen 4 0.77 and
+1.19 ms (a core of it waits for few such lines at once). On an Intel server it was the better of what was tried, which
+the walk was not: 1.06 ms for 4096x11008, 1.34 without prefetching."""
+WALK_FIELDS: Final = 4
+PASS_FIELDS: Final = PASS_WALK + WALK_FIELDS
+
+NEAR_BLOCKS: Final = 4
+"""On an Intel server, 11008x4096 and 4096x11008, 50 % active: 4 blocks 1.14 and 0.98 ms, 8 blocks 1.21 and 1.05."""
+CHUNK_COLUMNS: Final = 4
 """Columns that one dot-product instruction takes."""
-DIGIT_WORDS = 4
-"""Words that one digit of a chunk of columns takes: one per 32 rows of a block."""
-_INT1, _INT8, _INT32, _INT64 = (ir.IntType(width) for width in (1, 8, 32, 64))
+MOST_CHUNKS: Final = 4
+"""Chunks of four columns that a pass has at most. 11008x4096, 50 % active: 0.80 ms, with 6 chunks 0.90 (in columns of
+2 KB, more than 16 lines share two sets of the first-level cache); 4096x11008 0.65 and 0.73."""
+_INT8, _INT32, _INT64 = (ir.IntType(width) for width in (8, 32, 64))
 _FLOAT = ir.FloatType()
 
 
@@ -39,15 +80,26 @@ class Tile:
     """Emits the code for one width of codes and one number of digits.
 
     Attributes:
+        name: of the variant.
         lanes: 32-bit lanes of a register; a block of 2-bit codes is only 8 words deep.
         vectors: registers that hold a block of one column.
         fields: bit fields of a byte.
+        slots: registers that one sum takes.
+        walks: whether to prefetch along `PASS_WALK`, or near the sums.
     """
+
+    name = "avx512_vnni"
+    most_lanes = 16
+    # With 24 sums everything still fits the 32 registers, but LLVM moves values between them all the time: 576x1536
+    # took 1.5 times as long.
+    most_sums = 12
+    slots = 1
 
     def __init__(self, bits: int, digits: int) -> None:
         self.bits, self.digits = bits, digits
+        self.walks = target_cpu().startswith("znver")
         depth = 4 * bits
-        self.lanes = min(16, depth)
+        self.lanes = min(self.most_lanes, depth)
         self.vectors = depth // self.lanes
         self.fields = 8 // bits
         self.words = ir.VectorType(_INT32, self.lanes)
@@ -65,91 +117,127 @@ class Tile:
     def constant(self, value: int) -> Any:
         return ir.Constant(self.words, [value] * self.lanes)
 
-    def dot(self, builder: Any, total: Any, codes: Any, digits: Any) -> Any:
-        """total + the sum over four bytes of codes (unsigned) * digits (signed), in every lane."""
+    def codes_of(self, builder: Any, quad: Any, field: int) -> Any:
+        """One code per byte, times 2**(bits * field)."""
+        if self.fields == 1:
+            return quad
+        return builder.and_(quad, self.constant(((1 << self.bits) - 1) * 0x01010101 << (self.bits * field)))
+
+    def unit_of(self, field: int) -> float:
+        """What undoes the power of two of `codes_of`."""
+        return float(2.0 ** (-self.bits * field))
+
+    def add_dot(self, builder: Any, slots: list[Any], codes: Any, digits: Any) -> None:
+        """Add to a sum the sum over four bytes of codes (unsigned) * digits (signed), in every lane."""
         kind = ir.FunctionType(self.words, [self.words] * 3)
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}"
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [total, codes, digits])
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        builder.store(builder.call(function, [builder.load(slots[0]), codes, digits]), slots[0])
+
+    def total_of(self, builder: Any, slots: list[Any]) -> Any:
+        """A sum, one 32-bit integer per lane."""
+        return builder.load(slots[0])
 
     def broadcast(self, builder: Any, pointer: Any, element: Any) -> Any:
         """The four elements at a pointer, repeated over a register."""
         quad = builder.load(builder.bitcast(pointer, ir.VectorType(element, 4).as_pointer()), align=4)
         return builder.shuffle_vector(quad, quad, ir.Constant(self.words, [0, 1, 2, 3] * (self.lanes // 4)))
 
-    def emit(self, builder: Any, arguments: dict[str, Any]) -> None:
-        """Emit the body of `add_pass`; the keys of `arguments` are its parameters."""
-        depth = _INT64(4 * self.bits)
-        with cgutils.for_range(builder, arguments["blocks"]) as blocks:
-            word = builder.add(arguments["word"], builder.mul(blocks.index, depth))
-            reach = builder.add(blocks.index, _INT64(AHEAD_BLOCKS))
-            here = builder.icmp_unsigned("<", reach, arguments["blocks_left"])
-            ahead_word = builder.add(arguments["word"], builder.mul(reach, depth))
-            back = builder.select(here, _INT64(0), arguments["wrap_words"])
-            block = {
-                **arguments,
-                "word": word,
-                "ahead": builder.select(here, arguments["offsets"], arguments["ahead"]),
-                "ahead_word": builder.sub(ahead_word, back),
-            }
-            with cgutils.for_range(builder, arguments["rows"]) as rows:
+    def emit(self, builder: Any, fields: Any) -> None:
+        """Emit a pass; `fields` is an int64 pointer to its `PASS_FIELDS`."""
 
-                def place(name: str, steps: tuple[str, Any], of: Any = rows.index, by: Any = blocks.index) -> Any:
-                    first = builder.gep(arguments[name], [builder.mul(of, arguments[steps[0]])])
-                    return builder.gep(first, [builder.mul(by, steps[1])])
+        def field(index: int) -> Any:
+            return builder.load(builder.gep(fields, [_INT64(index)]))
 
-                block["digits"] = place("digits", ("digits_step", arguments["part_step"]))
-                block["units"] = place("units", ("units_step", arguments["part_step"]))
-                block["sums"] = place("sums", ("sums_step", _INT64(BLOCK_ROWS)))
+        def pointer(index: int, kind: Any) -> Any:
+            return builder.inttoptr(field(index), kind.as_pointer())
+
+        walk = [cgutils.alloca_once_value(builder, field(PASS_WALK + i)) for i in range(WALK_FIELDS)]
+        word, rows_of_x, part_step, digit_words = map(field, (PASS_WORD, PASS_ROWS, PASS_PART_STEP, PASS_DIGIT_WORDS))
+        digits, units, sums = pointer(PASS_DIGITS, _INT32), pointer(PASS_UNITS, _FLOAT), pointer(PASS_SUMS, _FLOAT)
+        steps = [field(index) for index in (PASS_DIGITS_STEP, PASS_UNITS_STEP, PASS_SUMS_STEP)]
+        block: dict[str, Any] = {
+            "codes": pointer(PASS_CODES, _INT32),
+            "offsets": pointer(PASS_OFFSETS, _INT64),
+            "ahead": pointer(PASS_AHEAD, _INT64),
+            "chunks": field(PASS_CHUNKS),
+            "chunk_words": field(PASS_CHUNK_WORDS),
+            "digit_words": [builder.mul(digit_words, _INT64(digit)) for digit in range(self.digits)],
+            "first": builder.icmp_unsigned("!=", field(PASS_FIRST), _INT64(0)),
+            "walk": walk,
+            "end": field(PASS_END),
+        }
+        with cgutils.for_range(builder, field(PASS_BLOCKS)) as blocks:
+            block["word"] = builder.add(word, builder.mul(blocks.index, _INT64(4 * self.bits)))
+            with cgutils.for_range(builder, rows_of_x) as rows:
+
+                def place(base: Any, row_step: Any, block_step: Any, of: Any = rows, by: Any = blocks) -> Any:
+                    return builder.gep(
+                        builder.gep(base, [builder.mul(of.index, row_step)]), [builder.mul(by.index, block_step)]
+                    )
+
+                block["digits"] = place(digits, steps[0], part_step)
+                block["units"] = place(units, steps[1], part_step)
+                block["sums"] = place(sums, steps[2], _INT64(BLOCK_ROWS))
                 self._emit_block(builder, block)
+        for i, slot in enumerate(walk):
+            builder.store(builder.load(slot), builder.gep(fields, [_INT64(PASS_WALK + i)]))
 
     def _emit_block(self, builder: Any, arguments: dict[str, Any]) -> None:
-        # At most 12 registers of sums at a time. With 24 everything still fits the 32 registers, but LLVM moves values
-        # between them all the time: 576x1536 took 1.5 times as long.
-        step = next(step for step in (4, 2, 1) if step * self.digits * self.fields <= 12)
+        per_part = self.digits * self.fields * self.slots
+        step = next((step for step in (4, 2) if step * per_part <= self.most_sums), 1)
         quad = self.broadcast(builder, arguments["units"], _FLOAT)
         units = [
-            builder.fmul(quad, ir.Constant(self.floats, [2.0 ** (-self.bits * field)] * self.lanes))
+            builder.fmul(quad, ir.Constant(self.floats, [self.unit_of(field)] * self.lanes))
             for field in range(self.fields)
         ]
         for vector in range(self.vectors):
             for first in range(0, 4, step):
                 part = range(first, first + step)
                 for i, fields in zip(part, self._sums_of_part(builder, vector, part, arguments), strict=True):
-                    for field, slots in enumerate(fields):
-                        self._add(builder, slots, units[field], self._place(vector, field, i), arguments)
+                    for field, sums in enumerate(fields):
+                        self._add(builder, sums, units[field], self._place(vector, field, i), arguments)
 
     def _place(self, vector: int, field: int, i: int) -> int:
-        """Where the sums of one register lie among the 128 of a block, in the order of `to_row_order`."""
+        """Where the sums of one register lie among the 128 of a block, see `in_row_order`."""
         return ((vector * self.fields + field) * 4 + i) * self.lanes
 
     def _sums_of_part(self, builder: Any, vector: int, part: range, arguments: dict[str, Any]) -> list[list[Any]]:
-        """For each i of `part`, field and digit, a slot with the sums of lane 4 * L + m: row 4 * L + i of byte m."""
+        """For each i of `part`, field and digit, the slots of the sum of lane 4 * L + m: row 4 * L + i of byte m."""
         zero = self.constant(0)
-        sums = [
-            [[cgutils.alloca_once_value(builder, zero) for _ in range(self.digits)] for _ in range(self.fields)]
-            for _ in part
-        ]
+
+        def new_sum() -> list[Any]:
+            return [cgutils.alloca_once_value(builder, zero) for _ in range(self.slots)]
+
+        sums = [[[new_sum() for _ in range(self.digits)] for _ in range(self.fields)] for _ in part]
         with cgutils.for_range(builder, arguments["chunks"]) as loop:
             first_column = builder.mul(loop.index, _INT64(CHUNK_COLUMNS))
             columns = []
             for c in range(CHUNK_COLUMNS):
                 column = builder.add(first_column, _INT64(c))
                 # Spread over the parts: prefetches that come all at once wait for each other.
-                if vector == 0 and c // len(part) == part.start // len(part):
-                    self._prefetch(builder, column, arguments)
+                if c // len(part) == part.start // len(part) and vector * self.lanes % self._line_words == 0:
+                    if self.walks:
+                        self._prefetch_walking(builder, arguments)
+                    else:
+                        self._prefetch_near(builder, column, self.lanes * vector, arguments)
                 columns.append(self._read(builder, column, vector, arguments))
             digits = []
             for digit in range(self.digits):
                 at = builder.add(builder.mul(loop.index, arguments["chunk_words"]), arguments["digit_words"][digit])
                 digits.append(self.broadcast(builder, builder.gep(arguments["digits"], [at]), _INT32))
             quads = self.transposed(builder, columns, part)
-            for i, codes in enumerate(quads):
+            for i, quad in enumerate(quads):
                 for field in range(self.fields):
-                    mask = ((1 << self.bits) - 1) << (self.bits * field)
-                    masked = codes if self.fields == 1 else builder.and_(codes, self.constant(mask * 0x01010101))
-                    for digit, slot in enumerate(sums[i][field]):
-                        builder.store(self.dot(builder, builder.load(slot), masked, digits[digit]), slot)
+                    codes = self.codes_of(builder, quad, field)
+                    for digit, slots in enumerate(sums[i][field]):
+                        self.add_dot(builder, slots, codes, digits[digit])
         return sums
+
+    @property
+    def _line_words(self) -> int:
+        """Words that one prefetch covers: a cache line, or a whole block that is shorter."""
+        return min(16, 4 * self.bits)
 
     def _read(self, builder: Any, column: Any, vector: int, arguments: dict[str, Any]) -> Any:
         offset = builder.load(builder.gep(arguments["offsets"], [column]))
@@ -157,24 +245,45 @@ class Tile:
         pointer = builder.bitcast(builder.gep(arguments["codes"], [place]), self.words.as_pointer())
         return builder.load(pointer, align=4)
 
-    def _prefetch(self, builder: Any, column: Any, arguments: dict[str, Any]) -> None:
-        ahead = builder.add(builder.load(builder.gep(arguments["ahead"], [column])), arguments["ahead_word"])
-        for line in range(self.vectors):
-            prefetch_line(builder, builder.gep(arguments["codes"], [builder.add(ahead, _INT64(16 * line))]), 3)
+    def _prefetch_near(self, builder: Any, column: Any, line: int, arguments: dict[str, Any]) -> None:
+        """Prefetch a line some blocks ahead in a column, or past its end in the column that comes in its place."""
+        reach = builder.add(arguments["word"], _INT64(NEAR_BLOCKS * 4 * self.bits))
+        here = builder.icmp_unsigned("<", reach, arguments["end"])
+        places = builder.select(here, arguments["offsets"], arguments["ahead"])
+        word = builder.select(here, reach, builder.sub(reach, arguments["end"]))
+        place = builder.add(builder.load(builder.gep(places, [column])), builder.add(word, _INT64(line)))
+        prefetch_line(builder, builder.gep(arguments["codes"], [place]), 3)
 
-    def _add(self, builder: Any, slots: list[Any], units: Any, place: int, arguments: dict[str, Any]) -> None:
+    def _prefetch_walking(self, builder: Any, arguments: dict[str, Any]) -> None:
+        """Prefetch the next line of the columns of the next pass, one column after the other."""
+        place, end, column, length = arguments["walk"]
+        here = builder.load(place)
+        prefetch_line(builder, builder.gep(arguments["codes"], [here]))
+        following = builder.add(here, _INT64(self._line_words))
+        builder.store(following, place)
+        with builder.if_then(builder.icmp_unsigned(">=", following, builder.load(end)), likely=False):
+            # Several rows of x walk over the same columns again, which costs little: they are there by then.
+            next_column = builder.add(builder.load(column), _INT64(1))
+            columns = builder.mul(arguments["chunks"], _INT64(CHUNK_COLUMNS))
+            next_column = builder.select(builder.icmp_unsigned("<", next_column, columns), next_column, _INT64(0))
+            start = builder.load(builder.gep(arguments["ahead"], [next_column]))
+            builder.store(next_column, column)
+            builder.store(start, place)
+            builder.store(builder.add(start, builder.load(length)), end)
+
+    def _add(self, builder: Any, sums: list[list[Any]], units: Any, place: int, arguments: dict[str, Any]) -> None:
         """Set or add units * the number whose digits, most significant first, have these sums."""
-        total = builder.sitofp(builder.load(slots[0]), self.floats)
-        for slot in slots[1:]:
-            digit = builder.sitofp(builder.load(slot), self.floats)
+        total = builder.sitofp(self.total_of(builder, sums[0]), self.floats)
+        for slots in sums[1:]:
+            digit = builder.sitofp(self.total_of(builder, slots), self.floats)
             total = _multiply_add(builder, total, ir.Constant(self.floats, [256.0] * self.lanes), digit)
         pointer = builder.bitcast(builder.gep(arguments["sums"], [_INT64(place)]), self.floats.as_pointer())
         zero = ir.Constant(self.floats, [0.0] * self.lanes)
         old = builder.select(arguments["first"], zero, builder.load(pointer, align=4))
         builder.store(_multiply_add(builder, total, units, old), pointer, align=4)
 
-    def emit_row_order(self, builder: Any, sums: Any) -> None:
-        """Emit the body of `to_row_order`."""
+    def in_row_order(self, builder: Any, sums: Any) -> list[tuple[int, Any]]:
+        """The 128 sums that a pass left at a float32 pointer, as registers with the row of their first lane."""
         moved = []
         for vector in range(self.vectors):
             for field in range(self.fields):
@@ -182,9 +291,7 @@ class Tile:
                 columns = [builder.load(builder.bitcast(p, self.floats.as_pointer()), align=4) for p in pointers]
                 for m, values in enumerate(_transpose_4x4(builder, columns, self.lanes)):
                     moved.append((32 * m + 4 * self.bits * field + self.lanes * vector, values))
-        for row, values in moved:
-            pointer = builder.bitcast(builder.gep(sums, [_INT64(row)]), self.floats.as_pointer())
-            builder.store(values, pointer, align=4)
+        return moved
 
 
 def _unpack(builder: Any, a: Any, b: Any, width: int, half: int) -> Any:
@@ -216,98 +323,3 @@ def _transpose_4x4(builder: Any, rows: list[Any], lanes: int) -> list[Any]:
 
 def _multiply_add(builder: Any, a: Any, b: Any, total: Any) -> Any:
     return builder.fadd(total, builder.fmul(a, b, flags=("contract",)), flags=("contract",))
-
-
-def _pass_adder(bits: int, digits: int) -> Any:
-    """An intrinsic: sums[r, b, 0:128] = or += units * (codes . digits) for `blocks` blocks and `rows` rows of x, over
-    `chunks` chunks of four columns. A block's sums are in the order that `to_row_order` turns into that of the rows.
-
-    Its arguments:
-        codes: uint32 pointer to all code words; `word` is the first block's first word inside a column.
-        offsets: uint64 pointer, the first word of each column.
-        ahead: uint64 pointer, the first word of the column that the next pass reads in its place.
-        blocks_left: blocks from the first one to the end of the rows; prefetches past it go to `ahead`, `wrap_words`
-            words earlier.
-        digits: uint32 pointer to the digits of the first chunk; chunk c has digit d at c * chunk_words + d *
-            digit_words, four words. Another row of x is `digits_step` words on, another block `part_step`.
-        units: pointer to four float32, one per 32 rows; `units_step` and `part_step` further on for another row or
-            block.
-        first: 1 to set the sums, 0 to add to them.
-        sums: float32 pointer; another row of x is `sums_step` further on.
-    """
-    tile = Tile(bits, digits)
-
-    def add_pass(
-        typing_context: Any,
-        codes: Any,
-        word: Any,
-        offsets: Any,
-        ahead: Any,
-        blocks: Any,
-        blocks_left: Any,
-        wrap_words: Any,
-        chunks: Any,
-        inputs: Any,
-        chunk_words: Any,
-        digit_words: Any,
-        units: Any,
-        part_step: Any,
-        first: Any,
-        sums: Any,
-        rows: Any,
-        digits_step: Any,
-        units_step: Any,
-        sums_step: Any,
-    ) -> Any:
-        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            arguments = dict(zip(_PASS_ARGUMENTS, args, strict=True))
-            arguments["digit_words"] = [builder.mul(arguments["digit_words"], _INT64(digit)) for digit in range(digits)]
-            arguments["first"] = builder.icmp_unsigned("!=", arguments["first"], _INT64(0))
-            tile.emit(builder, arguments)
-            return context.get_dummy_value()
-
-        words, floats, size = types.CPointer(types.uint32), types.CPointer(types.float32), types.uint64
-        places = types.CPointer(types.uint64)
-        return types.void(
-            words, size, places, places, size, size, size, size, words, size, size, floats, size, size, floats, size,
-            size, size, size,
-        ), build  # fmt: skip
-
-    return intrinsic(add_pass)
-
-
-_PASS_ARGUMENTS = (
-    "codes", "word", "offsets", "ahead", "blocks", "blocks_left", "wrap_words", "chunks", "digits", "chunk_words",
-    "digit_words", "units", "part_step", "first", "sums", "rows", "digits_step", "units_step", "sums_step",
-)  # fmt: skip
-
-add_pass_2x1, add_pass_4x1, add_pass_8x1 = (_pass_adder(bits, 1) for bits in (2, 4, 8))
-add_pass_2x3, add_pass_4x3, add_pass_8x3 = (_pass_adder(bits, 3) for bits in (2, 4, 8))
-
-
-def _row_orderer(bits: int) -> Any:
-    """An intrinsic: put the 128 sums of a block at a float32 pointer into the order of the rows."""
-    tile = Tile(bits, 1)
-
-    def to_row_order(typing_context: Any, sums: Any) -> Any:
-        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            tile.emit_row_order(builder, args[0])
-            return context.get_dummy_value()
-
-        return types.void(types.CPointer(types.float32)), build
-
-    return intrinsic(to_row_order)
-
-
-_to_row_order_2, _to_row_order_4, _to_row_order_8 = (_row_orderer(bits) for bits in (2, 4, 8))
-
-
-@jit
-def to_row_order(bits: int, sums: int) -> None:
-    """Put the 128 sums that `add_pass` left at a float32 pointer into the order of the rows."""
-    if bits == 4:
-        _to_row_order_4(sums)
-    elif bits == 8:
-        _to_row_order_8(sums)
-    else:
-        _to_row_order_2(sums)

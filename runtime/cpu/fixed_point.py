@@ -112,22 +112,25 @@ write_chunk_1, write_chunk_3 = _group_writer(INT8_DIGITS), _group_writer(FLOAT32
 def _factor_quantizer(digits: int) -> Any:
     """An intrinsic: turn the factors of a pass (eight per column, one per 32 rows) into digits.
 
-    Its arguments: a float32 pointer to the factors of 4 * chunks columns, the number of chunks, a uint32 pointer to the
-    digits (chunk c has digit d of the eight parts at 8 * (c * digits + d)), a float32 pointer to the eight units.
+    Its arguments: a float32 pointer to the factors of 4 * chunks columns, a uint32 pointer to the bits of the eight
+    largest magnitudes, the number of chunks, a uint32 pointer to the digits (chunk c has digit d of the eight parts at
+    8 * (c * digits + d)), a float32 pointer to the eight units.
     """
 
-    def quantize_factors(typing_context: Any, factors: Any, chunks: Any, out: Any, units: Any) -> Any:
+    def quantize_factors(typing_context: Any, factors: Any, largest: Any, chunks: Any, out: Any, units: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             _emit_quantize_factors(builder, digits, *args)
             return context.get_dummy_value()
 
-        floats = types.CPointer(types.float32)
-        return types.void(floats, types.uint64, types.CPointer(types.uint32), floats), build
+        floats, words = types.CPointer(types.float32), types.CPointer(types.uint32)
+        return types.void(floats, words, types.uint64, words, floats), build
 
     return intrinsic(quantize_factors)
 
 
-def _emit_quantize_factors(builder: Any, digits: int, factors: Any, chunks: Any, out: Any, units: Any) -> None:
+def _emit_quantize_factors(
+    builder: Any, digits: int, factors: Any, largest_at: Any, chunks: Any, out: Any, units: Any
+) -> None:
     words, floats = ir.VectorType(_INT32, 8), ir.VectorType(_FLOAT, 8)
 
     def constant(value: Any, kind: Any = words) -> Any:
@@ -137,13 +140,7 @@ def _emit_quantize_factors(builder: Any, digits: int, factors: Any, chunks: Any,
         place = builder.gep(factors, [builder.mul(index, _INT64(8))])
         return builder.load(builder.bitcast(place, floats.as_pointer()), align=4)
 
-    # Magnitudes are compared as integers: the order is the same, and a NaN could not hide.
-    largest_slot = cgutils.alloca_once_value(builder, constant(0))
-    with cgutils.for_range(builder, builder.mul(chunks, _INT64(4))) as loop:
-        size = builder.and_(builder.bitcast(column(loop.index), words), constant(0x7FFFFFFF))
-        largest = builder.load(largest_slot)
-        builder.store(builder.select(builder.icmp_unsigned(">", size, largest), size, largest), largest_slot)
-    largest = builder.bitcast(builder.load(largest_slot), floats)
+    largest = builder.bitcast(builder.load(builder.bitcast(largest_at, words.as_pointer()), align=4), floats)
     if digits == INT8_DIGITS:
         unit = builder.fmul(largest, constant(1.0 / 127.0, floats))
         quotient = builder.fdiv(constant(1.0, floats), unit)

@@ -12,8 +12,23 @@ from ..reference import ACTIVATIONS
 from .activations import ACTIVATION_CODES
 from .arguments import checked_input, checked_threshold
 from .bound import bind
-from .floats import FLOAT32
+from .call import (
+    ACTIVATION,
+    DIGITS,
+    HEADER_FIELDS,
+    NUM_THRESHOLDS_IN,
+    NUM_THRESHOLDS_MID,
+    ROWS,
+    TEAM,
+    THREADS,
+    THRESHOLD_IN,
+    THRESHOLD_MID,
+    X_DTYPE,
+    X,
+)
 from .parallel import team
+from .record import OUT, OUT_DTYPE
+from .results import new_results
 from .rows import linear_rows
 from .variants import current_variant
 
@@ -37,22 +52,22 @@ def gated_mlp(
 
     The middle stays float32. One row is one kernel call, sparse on both sides; more rows run dense.
     """
-    up_bound = bind(up, up_bias, up_layout)
-    gate_bound = bind(gate, gate_bias, gate_layout) if gate else None
-    down_bound = bind(down, down_bias, down_layout)
-    up_plan, down_plan = up_bound.plan, down_bound.plan
-    gate_plan = None if gate_bound is None else gate_bound.plan
+    weights, specs = [*down, *up, *gate], (down_layout, up_layout, gate_layout) if gate else (down_layout, up_layout)
+    biases = None
+    if down_bias is not None or up_bias is not None or gate_bias is not None:
+        if gate_bias is not None and not gate:
+            raise ZigpassError("gated_mlp got a gate bias without a gate")
+        biases = (down_bias, up_bias, gate_bias)[: len(specs)]
+    bound = bind(weights, biases, specs)
+    down_plan, up_plan, *_ = bound.plans
     dtype = checked_input(x, up_plan)
     code = ACTIVATION_CODES.get(activation, -1)
-    if code < 0 or down_plan.k != up_plan.n or (gate_plan and (gate_plan.n, gate_plan.k) != (up_plan.n, up_plan.k)):
+    if code < 0 or not bound.fits_mlp:
         layouts = (gate_layout, up_layout, down_layout)
         ops.check_mlp(x, gate, up, down, threshold_in, threshold_mid, *layouts, activation)
-    if gate_plan is None and gate_bias is not None:
-        raise ZigpassError("gated_mlp got a gate bias without a gate")
-    threshold_in_at, threshold_mid_at = (
-        checked_threshold(threshold_in, up_plan),
-        checked_threshold(threshold_mid, down_plan),
-    )
+        bound.fits_mlp = True
+    in_at, in_size = checked_threshold(threshold_in, up_plan)
+    mid_at, mid_size = checked_threshold(threshold_mid, down_plan)
 
     num_rows = x.numel() // up_plan.k
     variant = current_variant()
@@ -60,21 +75,24 @@ def gated_mlp(
         rows = x.float()
         middle = linear_rows(rows, up, up_bias, up_plan)
         act = ACTIVATIONS[activation]
-        middle = act(middle) if gate_plan is None else act(linear_rows(rows, gate, gate_bias, gate_plan)).mul_(middle)
+        middle = act(linear_rows(rows, gate, gate_bias, bound.plans[2])).mul_(middle) if gate else act(middle)
         return linear_rows(middle, down, down_bias, down_plan).to(x.dtype)
 
-    if num_rows > 1:
-        threshold_in_at = threshold_mid_at = (0, 0)
     row = x.contiguous()
-    out = x.new_empty((*x.shape[:-1], down_plan.n))
-    records = down_bound.record(out.data_ptr(), dtype)
-    records += up_bound.record(0, FLOAT32)
-    codes = up_plan.num_codes + down_plan.num_codes
-    if gate_bound is not None:
-        records += gate_bound.record(0, FLOAT32)
-        codes += up_plan.num_codes
-    variant.mlp(
-        row.data_ptr(), dtype, num_rows, up_plan.k, *threshold_in_at, *threshold_mid_at, records.buffer_info()[0],
-        gate_bound is not None, code, variant.digits(), *team(codes * num_rows),
-    )  # fmt: skip
+    (out,) = new_results(x, num_rows, [down_plan.n])
+    call = bound.new_call()
+    call[X] = row.data_ptr()
+    call[X_DTYPE] = dtype
+    call[ROWS] = num_rows
+    if num_rows == 1:
+        call[THRESHOLD_IN] = in_at
+        call[NUM_THRESHOLDS_IN] = in_size
+        call[THRESHOLD_MID] = mid_at
+        call[NUM_THRESHOLDS_MID] = mid_size
+    call[ACTIVATION] = code
+    call[DIGITS] = variant.digits()
+    call[TEAM], call[THREADS] = team(bound.num_codes * num_rows)
+    call[HEADER_FIELDS + OUT] = out.data_ptr()
+    call[HEADER_FIELDS + OUT_DTYPE] = dtype
+    variant.mlp(call.buffer_info()[0])
     return out

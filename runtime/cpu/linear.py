@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-from array import array
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from ..errors import ZigpassError
-from ..layout import Layout
+from ..reference import split_weights
 from .arguments import checked_input, checked_threshold
 from .bound import bind
+from .call import DIGITS, HEADER_FIELDS, NUM_THRESHOLDS_IN, ROWS, TEAM, THREADS, THRESHOLD_IN, X_DTYPE, X
 from .parallel import team
+from .record import OUT, OUT_DTYPE, RECORD_FIELDS
+from .results import new_results
 from .rows import linear_rows
 from .variants import current_variant
 
 
-def linear(x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, threshold: Tensor | None, layout: str) -> Tensor:
+def linear(x: Tensor, weight: list[Tensor], bias: Tensor | None, threshold: Tensor | None, layout: str) -> Tensor:
     """y = W x + bias; one row reads only the columns of active entries, more rows run dense.
 
     Args:
@@ -30,29 +31,13 @@ def linear(x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, threshold: 
     Returns:
         [..., N] in x's dtype.
     """
-    bound = bind(weight, bias, layout)
-    plan = bound.plan
-    dtype = checked_input(x, plan)
-    address, size = checked_threshold(threshold, plan)
-    num_rows = x.numel() // plan.k
-    variant = current_variant()
-    if not 1 <= num_rows <= variant.most_rows:
-        return linear_rows(x.float(), weight, bias, plan).to(x.dtype)
-    if num_rows > 1:
-        address = size = 0
-    row = x.contiguous()
-    out = x.new_empty((*x.shape[:-1], plan.n))
-    record = bound.record(out.data_ptr(), dtype)
-    variant.project(
-        row.data_ptr(), dtype, num_rows, plan.k, address, size, record.buffer_info()[0], 1,
-        variant.digits(), *team(plan.num_codes * num_rows),
-    )  # fmt: skip
+    (out,) = _project(x, weight, None if bias is None else (bias,), threshold, (layout,))
     return out
 
 
 def qkv(
     x: Tensor,
-    weights: Sequence[Tensor],
+    weights: list[Tensor],
     biases: Sequence[Tensor | None],
     threshold: Tensor | None,
     layouts: Sequence[str],
@@ -63,45 +48,54 @@ def qkv(
         weights: the packed tensors of all weights, one after the other.
         biases: one entry per weight.
     """
-    cuts = _cuts(tuple(layouts))
-    if len(biases) != len(layouts) or cuts[-1].stop != len(weights):
+    given = None
+    for bias in biases:
+        if bias is not None:
+            given = biases
+    if len(biases) != len(layouts):
         raise ZigpassError(f"got {len(layouts)} layouts, {len(biases)} biases and {len(weights)} packed tensors")
-    bounds = [bind(weights[cut], bias, spec) for cut, bias, spec in zip(cuts, biases, layouts, strict=True)]
-    dtype = checked_input(x, bounds[0].plan)
-    address, size = checked_threshold(threshold, bounds[0].plan)
-    k, codes = bounds[0].plan.k, 0
-    for bound in bounds:
-        if bound.plan.k != k:
-            checked_input(x, bound.plan)
-        codes += bound.plan.num_codes
-    num_rows = x.numel() // k
+    return _project(x, weights, given, threshold, tuple(layouts))
+
+
+def _project(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: Sequence[Tensor | None] | None,
+    threshold: Tensor | None,
+    specs: tuple[str, ...],
+) -> list[Tensor]:
+    bound = bind(weights, biases, specs)
+    plans = bound.plans
+    plan = plans[0]
+    dtype = checked_input(x, plan)
+    threshold_at, num_thresholds = checked_threshold(threshold, plan)
+    if not bound.fits_project:
+        for other in plans:
+            checked_input(x, other)
+        bound.fits_project = True
+    num_rows = x.numel() // plan.k
     variant = current_variant()
     if not 1 <= num_rows <= variant.most_rows:
-        rows = x.float()
+        rows, parts = x.float(), split_weights(weights, specs)
         return [
-            linear_rows(rows, weights[cut], bias, bound.plan).to(x.dtype)
-            for cut, bias, bound in zip(cuts, biases, bounds, strict=True)
+            linear_rows(rows, part, biases[i] if biases else None, plan).to(x.dtype)
+            for i, (part, plan) in enumerate(zip(parts, plans, strict=True))
         ]
-    if num_rows > 1:
-        address = size = 0
     row = x.contiguous()
-    shape = x.shape[:-1]
-    outs = [x.new_empty((*shape, bound.plan.n)) for bound in bounds]
-    records = array("q")
-    for bound, out in zip(bounds, outs, strict=True):
-        records += bound.record(out.data_ptr(), dtype)
-    variant.project(
-        row.data_ptr(), dtype, num_rows, k, address, size, records.buffer_info()[0], len(bounds),
-        variant.digits(), *team(codes * num_rows),
-    )  # fmt: skip
+    outs = new_results(x, num_rows, bound.sizes_out)
+    call = bound.new_call()
+    call[X] = row.data_ptr()
+    call[X_DTYPE] = dtype
+    call[ROWS] = num_rows
+    if num_rows == 1:
+        call[THRESHOLD_IN] = threshold_at
+        call[NUM_THRESHOLDS_IN] = num_thresholds
+    call[DIGITS] = variant.digits()
+    call[TEAM], call[THREADS] = team(bound.num_codes * num_rows)
+    at = HEADER_FIELDS
+    for out in outs:
+        call[at + OUT] = out.data_ptr()
+        call[at + OUT_DTYPE] = dtype
+        at += RECORD_FIELDS
+    variant.project(call.buffer_info()[0])
     return outs
-
-
-@functools.lru_cache(maxsize=4096)
-def _cuts(layouts: tuple[str, ...]) -> list[slice]:
-    """Where each weight's tensors lie in the list of all."""
-    cuts, start = [], 0
-    for spec in layouts:
-        cuts.append(slice(start, start + Layout.parse(spec).num_tensors))
-        start = cuts[-1].stop
-    return cuts

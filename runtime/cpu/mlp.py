@@ -9,64 +9,67 @@ import numpy as np
 from numba import uint64
 
 from .activations import activate
-from .compile import Kernel, jit, kernel
+from .call import (
+    ACTIVATION,
+    DIGITS,
+    HEADER_FIELDS,
+    NUM_RECORDS,
+    NUM_THRESHOLDS_IN,
+    NUM_THRESHOLDS_MID,
+    TEAM,
+    THREADS,
+    THRESHOLD_IN,
+    THRESHOLD_MID,
+    X_DTYPE,
+    X,
+)
+from .call import ROWS as CALL_ROWS
+from .compile import Kernel, jit_for, kernel
 from .exact import exact_gemv
 from .floats import widen
 from .inputs import EXACT, ROWS, fill_inputs, inputs_size, reusable
 from .memory import address_of, float32_pointer, int64_pointer, keep, load, store
 from .parallel import run_team, take_next
 from .project import (
-    ACTIVATION,
     BLOCKS,
+    JOB_ACTIVATION,
     JOB_FIELDS,
     MIDDLE,
     NEXT,
-    NUM_RECORDS,
     PIECES,
+    RECORD_COUNT,
     RECORDS,
     add_bias,
     make_project_work,
     piece_rows,
 )
-from .record import RECORD_FIELDS, N
+from .record import RECORD_FIELDS, K, N
 
 _RECORD_BYTES = RECORD_FIELDS * 8
 
 
 def make_mlp(name: str, gemv: Callable[..., Any]) -> Kernel:
     """The kernel for one variant of `gemv`."""
-    middle_work, project_work = _make_middle_work(gemv), make_project_work(gemv)
+    middle_work, project_work = _make_middle_work(name, gemv), make_project_work(name, gemv)
 
-    def mlp(
-        x: int,
-        x_dtype: int,
-        rows: int,
-        count: int,
-        threshold_in: int,
-        num_thresholds_in: int,
-        threshold_mid: int,
-        num_thresholds_mid: int,
-        records: int,
-        has_gate: int,
-        activation: int,
-        digits: int,
-        team: int,
-        threads: int,
-    ) -> None:
+    def mlp(call_address: int) -> None:
         """Write W_down (act(W_gate x) * (W_up x)) of each row to the address in down's record.
 
-        Args:
-            x: address of rows * count contiguous values of dtype code `x_dtype`.
-            threshold_in, threshold_mid: addresses of float32, see `list_active`; none when rows > 1.
-            records: address of the records of down, up and, when `has_gate`, gate.
-            activation: a value of `ACTIVATION_CODES`; without a gate it applies to up.
-            digits, team, threads: see `project`.
+        The weights of the call (call.py) are down, up and, where there is one, the gate; without a gate the activation
+        applies to up.
         """
+        call = int64_pointer(call_address)
+        records, has_gate = call_address + 8 * HEADER_FIELDS, load(call, uint64(NUM_RECORDS)) > 2
+        rows, digits, threads = load(call, uint64(CALL_ROWS)), load(call, uint64(DIGITS)), load(call, uint64(THREADS))
+        threshold_in, num_thresholds_in = load(call, uint64(THRESHOLD_IN)), load(call, uint64(NUM_THRESHOLDS_IN))
+        threshold_mid, num_thresholds_mid = load(call, uint64(THRESHOLD_MID)), load(call, uint64(NUM_THRESHOLDS_MID))
+        team = load(call, uint64(TEAM))
         down = int64_pointer(records)
         up = int64_pointer(records + _RECORD_BYTES)
         gate = int64_pointer(records + 2 * _RECORD_BYTES)
+        count = load(up, uint64(K))
         values = np.empty(rows * count, np.float32)
-        widen(x, 0, rows * count, x_dtype, values)
+        widen(load(call, uint64(X)), 0, rows * count, load(call, uint64(X_DTYPE)), values)
         up_size = inputs_size(up, rows, digits)
         arena = np.empty((up_size + (inputs_size(gate, rows, digits) if has_gate else 0)) // 8, np.int64)
         blocks = np.empty(2, np.int64)
@@ -80,9 +83,9 @@ def make_mlp(name: str, gemv: Callable[..., Any]) -> Kernel:
         job = np.zeros(JOB_FIELDS, np.int64)
         job[PIECES] = threads
         job[RECORDS] = records + _RECORD_BYTES
-        job[NUM_RECORDS] = 1 + has_gate
+        job[RECORD_COUNT] = 2 if has_gate else 1
         job[BLOCKS] = address_of(blocks)
-        job[ACTIVATION] = activation
+        job[JOB_ACTIVATION] = load(call, uint64(ACTIVATION))
         job[MIDDLE] = address_of(middle)
         if threads > 1:
             run_team(middle_work, address_of(job), team, threads)
@@ -94,7 +97,7 @@ def make_mlp(name: str, gemv: Callable[..., Any]) -> Kernel:
         blocks[0] = address_of(down_arena)
         job[NEXT] = 0
         job[RECORDS] = records
-        job[NUM_RECORDS] = 1
+        job[RECORD_COUNT] = 1
         if threads > 1:
             run_team(project_work, address_of(job), team, threads)
         else:
@@ -108,10 +111,10 @@ def make_mlp(name: str, gemv: Callable[..., Any]) -> Kernel:
     return kernel(mlp, f"mlp_{name}")
 
 
-def _make_middle_work(gemv: Callable[..., Any]) -> Callable[..., Any]:
+def _make_middle_work(name: str, gemv: Callable[..., Any]) -> Callable[..., Any]:
     """What every thread does for the first half: rows of the middle, act(W_gate x) * (W_up x)."""
 
-    @jit
+    @jit_for(name)
     def weigh(record: int, inputs: int, first_row: int, end_row: int, count: int, out: np.ndarray) -> None:
         if load(inputs, uint64(EXACT)) != 0:
             exact_gemv(record, inputs, first_row, end_row, out)
@@ -120,14 +123,14 @@ def _make_middle_work(gemv: Callable[..., Any]) -> Callable[..., Any]:
         for r in range(load(inputs, uint64(ROWS))):
             add_bias(record, first_row, count, r * (end_row - first_row), out)
 
-    @jit
+    @jit_for(name)
     def middle_work(job_address: int) -> None:
         job = int64_pointer(job_address)
         pieces = load(job, uint64(PIECES))
         up = int64_pointer(load(job, uint64(RECORDS)))
         gate = int64_pointer(load(job, uint64(RECORDS)) + _RECORD_BYTES)
         blocks = int64_pointer(load(job, uint64(BLOCKS)))
-        has_gate = load(job, uint64(NUM_RECORDS)) > 1
+        has_gate = load(job, uint64(RECORD_COUNT)) > 1
         middle = float32_pointer(load(job, uint64(MIDDLE)))
         n = load(up, uint64(N))
         while True:
@@ -145,11 +148,11 @@ def _make_middle_work(gemv: Callable[..., Any]) -> Callable[..., Any]:
             if has_gate:
                 gated = np.empty(rows * width, np.float32)
                 weigh(gate, int64_pointer(load(blocks, uint64(1))), first_row, end_row, count, gated)
-                activate(gated, rows * width, load(job, uint64(ACTIVATION)))
+                activate(gated, rows * width, load(job, uint64(JOB_ACTIVATION)))
                 for i in range(uint64(rows * width)):
                     values[i] = gated[i] * values[i]
             else:
-                activate(values, rows * width, load(job, uint64(ACTIVATION)))
+                activate(values, rows * width, load(job, uint64(JOB_ACTIVATION)))
             for r in range(rows):
                 target, source = uint64(r * n + first_row), uint64(r * width)
                 for i in range(uint64(count)):

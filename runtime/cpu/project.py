@@ -13,13 +13,25 @@ import numpy as np
 from numba import uint64
 
 from ..layout import BLOCK_ROWS
-from .compile import Kernel, jit, kernel
+from .call import (
+    DIGITS,
+    HEADER_FIELDS,
+    NUM_RECORDS,
+    NUM_THRESHOLDS_IN,
+    TEAM,
+    THREADS,
+    THRESHOLD_IN,
+    X_DTYPE,
+    X,
+)
+from .call import ROWS as CALL_ROWS
+from .compile import Kernel, jit, jit_for, kernel
 from .exact import exact_gemv
 from .floats import narrow, widen
 from .inputs import EXACT, ROWS, fill_inputs, inputs_size, reusable
 from .memory import address_of, int64_pointer, keep, load
 from .parallel import run_team, take_next
-from .record import BIAS, BIAS_DTYPE, OUT, OUT_DTYPE, RECORD_FIELDS, N
+from .record import BIAS, BIAS_DTYPE, OUT, OUT_DTYPE, RECORD_FIELDS, K, N
 
 NEXT: Final = 0
 """The next piece that nobody has taken."""
@@ -27,10 +39,10 @@ PIECES: Final = 1
 """Pieces that every weight is cut into."""
 RECORDS: Final = 2
 """Address of the records, one after the other."""
-NUM_RECORDS: Final = 3
+RECORD_COUNT: Final = 3
 BLOCKS: Final = 4
-"""Address of int64 [NUM_RECORDS], the address of each record's inputs block."""
-ACTIVATION: Final = 5
+"""Address of int64 [RECORD_COUNT], the address of each record's inputs block."""
+JOB_ACTIVATION: Final = 5
 MIDDLE: Final = 6
 """Address of float32, the middle of an MLP (mlp.py)."""
 JOB_FIELDS: Final = 7
@@ -38,32 +50,17 @@ JOB_FIELDS: Final = 7
 
 def make_project(name: str, gemv: Callable[..., Any]) -> Kernel:
     """The kernel for one variant of `gemv`."""
-    work = make_project_work(gemv)
+    work = make_project_work(name, gemv)
 
-    def project(
-        x: int,
-        x_dtype: int,
-        rows: int,
-        count: int,
-        threshold: int,
-        num_thresholds: int,
-        records: int,
-        num_records: int,
-        digits: int,
-        team: int,
-        threads: int,
-    ) -> None:
-        """Write W x (+ bias) of each row for each of `num_records` weights to the address in its record.
-
-        Args:
-            x: address of rows * count contiguous values of dtype code `x_dtype`.
-            threshold: address of `num_thresholds` float32, see `list_active`; none when rows > 1.
-            records: address of the records, one after the other.
-            digits: of an input as an integer (fixed_point.py); ignored by variants that multiply floats.
-            team: address that starts a team of threads (parallel.py); `threads` of them.
-        """
+    def project(call_address: int) -> None:
+        """Write W x (+ bias) of each row, for each of the weights of a call (call.py), to the address in its record."""
+        call = int64_pointer(call_address)
+        records, num_records = call_address + 8 * HEADER_FIELDS, load(call, uint64(NUM_RECORDS))
+        rows, digits, threads = load(call, uint64(CALL_ROWS)), load(call, uint64(DIGITS)), load(call, uint64(THREADS))
+        threshold, num_thresholds = load(call, uint64(THRESHOLD_IN)), load(call, uint64(NUM_THRESHOLDS_IN))
+        count = load(int64_pointer(records), uint64(K))
         values = np.empty(rows * count, np.float32)
-        widen(x, 0, rows * count, x_dtype, values)
+        widen(load(call, uint64(X)), 0, rows * count, load(call, uint64(X_DTYPE)), values)
         size = np.int64(0)
         for i in range(num_records):
             size += inputs_size(int64_pointer(records + i * RECORD_FIELDS * 8), rows, digits)
@@ -81,10 +78,10 @@ def make_project(name: str, gemv: Callable[..., Any]) -> Kernel:
         job = np.zeros(JOB_FIELDS, np.int64)
         job[PIECES] = threads
         job[RECORDS] = records
-        job[NUM_RECORDS] = num_records
+        job[RECORD_COUNT] = num_records
         job[BLOCKS] = address_of(blocks)
         if threads > 1:
-            run_team(work, address_of(job), team, threads)
+            run_team(work, address_of(job), load(call, uint64(TEAM)), threads)
         else:
             work(address_of(job))
         keep(job)
@@ -94,16 +91,16 @@ def make_project(name: str, gemv: Callable[..., Any]) -> Kernel:
     return kernel(project, f"project_{name}")
 
 
-def make_project_work(gemv: Callable[..., Any]) -> Callable[..., Any]:
+def make_project_work(name: str, gemv: Callable[..., Any]) -> Callable[..., Any]:
     """What every thread does: take pieces of rows until none is left."""
 
-    @jit
+    @jit_for(name)
     def project_work(job_address: int) -> None:
         job = int64_pointer(job_address)
         pieces = load(job, uint64(PIECES))
         while True:
             piece = take_next(job)
-            if piece >= pieces * load(job, uint64(NUM_RECORDS)):
+            if piece >= pieces * load(job, uint64(RECORD_COUNT)):
                 break
             i = piece // pieces
             record = int64_pointer(load(job, uint64(RECORDS)) + i * RECORD_FIELDS * 8)

@@ -15,8 +15,9 @@ from .dequantize import dequantize
 from .floats import FLOAT32
 from .record import WeightPlan, pack_records
 
-PIECE_BYTES = 4 << 20
-"""Upper bound of a dequantized piece, unless 128 rows alone are larger."""
+PIECE_BYTES = 1 << 20
+"""Upper bound of a dequantized piece, unless 128 rows alone are larger: it stays in the second-level cache until it is
+multiplied. 2048x2048, 32 rows of input, one thread of a busy Zen 4: pieces of 1 MB 13.6 ms, of 4 MB 17.7."""
 
 
 def linear_rows(x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, plan: WeightPlan) -> Tensor:

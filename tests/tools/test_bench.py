@@ -54,5 +54,7 @@ def test_a_quick_run_writes_json(tmp_path: Path, monkeypatch) -> None:  # type: 
     assert {(row["scale_axis"], row["sparsity"]) for row in report["rows"]} == {
         (axis, sparsity) for axis in ("in", "out") for sparsity in (0.0, 0.5)
     }
+    assert [row["op"] for row in report["overhead"]] == ["linear", "qkv", "gated_mlp"]
+    assert "activations: zigpass float32" in " ".join(result.output.split())
     assert report["machine"]["kernels"]
     assert "cache_folder" not in report["machine"]

@@ -16,9 +16,17 @@ from numba import types, uint64
 from numba.core.ccallback import CFunc
 
 from zigpass.runtime.cpu.cache import KernelCache
-from zigpass.runtime.cpu.floats import FLOAT32
+from zigpass.runtime.cpu.call import (
+    HEADER_FIELDS,
+    NUM_THRESHOLDS_IN,
+    NUM_THRESHOLDS_MID,
+    ROWS,
+    THRESHOLD_IN,
+    THRESHOLD_MID,
+    X,
+)
 from zigpass.runtime.cpu.memory import address_of, int64_pointer, keep, load
-from zigpass.runtime.cpu.record import OUT, RECORD_FIELDS
+from zigpass.runtime.cpu.record import OUT
 
 from .abi import MOST_DIMENSIONS
 from .calls import call, call_kernel
@@ -47,14 +55,10 @@ GET_ELEMENT_COUNT: Final = 16
 KERNEL: Final = 17
 """Address of the kernel, `project` or `mlp`."""
 MOST_ROWS: Final = 18
-DIGITS: Final = 19
-TEAM: Final = 20
-THREADS: Final = 21
-ACTIVATION: Final = 22
-NUM_RECORDS: Final = 23
-RECORDS: Final = 24
-"""Address of the weights' records, the one that writes Y first."""
-FIELDS: Final = 25
+CALL: Final = 19
+"""Address of the call (`zigpass.runtime.cpu.call`) of CALL_FIELDS int64, but for X, its rows, thresholds and Y."""
+CALL_FIELDS: Final = 20
+FIELDS: Final = 21
 
 WRONG_SHAPE: Final = 1
 WRONG_THRESHOLD: Final = 2
@@ -115,31 +119,18 @@ def _compute(kernel: int, context: int) -> Any:
                 return call(load(state, uint64(FAILED)), (identity, WRONG_THRESHOLD))
             thresholds[2 * i] = places[0]
             thresholds[2 * i + 1] = places[2]
-    # Calls may run at the same time, each with an address of its own for Y.
-    count = load(state, uint64(NUM_RECORDS))
-    records = np.empty(count * RECORD_FIELDS, np.int64)
-    template = int64_pointer(load(state, uint64(RECORDS)))
-    for i in range(uint64(count * RECORD_FIELDS)):
-        records[i] = load(template, i)
-    records[OUT] = y
-    if is_mlp:
-        raised = call_kernel(
-            load(state, uint64(KERNEL)),
-            (
-                x, FLOAT32, rows, k, thresholds[0], thresholds[1], thresholds[2], thresholds[3], address_of(records), 1,
-                load(state, uint64(ACTIVATION)), load(state, uint64(DIGITS)),
-                load(state, uint64(TEAM)), load(state, uint64(THREADS)),
-            ),
-        )  # fmt: skip
-    else:
-        raised = call_kernel(
-            load(state, uint64(KERNEL)),
-            (
-                x, FLOAT32, rows, k, thresholds[0], thresholds[1], address_of(records), 1,
-                load(state, uint64(DIGITS)), load(state, uint64(TEAM)), load(state, uint64(THREADS)),
-            ),
-        )  # fmt: skip
-    keep(records)
+    # Nodes may run at the same time, each with addresses of its own for X and Y.
+    copied = np.empty(load(state, uint64(CALL_FIELDS)), np.int64)
+    template = int64_pointer(load(state, uint64(CALL)))
+    for i in range(uint64(len(copied))):
+        copied[i] = load(template, i)
+    copied[X] = x
+    copied[ROWS] = rows
+    copied[THRESHOLD_IN], copied[NUM_THRESHOLDS_IN] = thresholds[0], thresholds[1]
+    copied[THRESHOLD_MID], copied[NUM_THRESHOLDS_MID] = thresholds[2], thresholds[3]
+    copied[HEADER_FIELDS + OUT] = y
+    raised = call_kernel(load(state, uint64(KERNEL)), (address_of(copied),))
+    keep(copied)
     keep(places)
     if raised != 0:
         return call(load(state, uint64(FAILED)), (identity, KERNEL_RAISED))

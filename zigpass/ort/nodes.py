@@ -14,10 +14,11 @@ from zigpass.onnx.forms import OpName
 from zigpass.onnx.nbits import restore_nbits
 from zigpass.onnx.weights import pack_again
 from zigpass.runtime import Layout, PackedWeight, ZigpassError, pack
+from zigpass.runtime.cpu import call as fields
 from zigpass.runtime.cpu.activations import ACTIVATION_CODES
+from zigpass.runtime.cpu.bound import bind
 from zigpass.runtime.cpu.floats import FLOAT32
 from zigpass.runtime.cpu.parallel import team
-from zigpass.runtime.cpu.record import weight_plan
 from zigpass.runtime.cpu.variants import current_variant
 
 from . import compute
@@ -91,7 +92,7 @@ class Node:
         first, last = attributes.layouts[0], attributes.layouts[-1]
         self._state = (ctypes.c_int64 * compute.FIELDS)()
         self._packed: list[PackedWeight] = []
-        self._records = array("q")
+        self._call = array("q")
         state = self._state
         state[compute.ID] = identity
         state[compute.PREPARE], state[compute.DENSE], state[compute.FAILED] = callbacks
@@ -119,20 +120,21 @@ class Node:
             parts = {part: read_tensor(*self.api.input(context, inputs[f"{prefix}{part}"])) for part in op.form.parts}
             self._packed.append(self._pack(layout, parts))
         order = self._packed if op.activation is None else [self._packed[2], self._packed[1], self._packed[0]]
-        self._records = array("q")
-        for packed in order:
-            plan = weight_plan(packed.layout.spec, *(tensor.dtype for tensor in packed.tensors))
-            self._records.extend(plan.record(packed.tensors, None, 0, FLOAT32))
         variant = current_variant()
-        codes = sum(layout.padded_n * layout.k for layout in self.attributes.layouts)
+        bound = bind(
+            [tensor for packed in order for tensor in packed.tensors],
+            None,
+            tuple(packed.layout.spec for packed in order),
+        )
+        call = self._call = bound.new_call()
+        call[fields.X_DTYPE] = FLOAT32
+        call[fields.DIGITS] = variant.digits()
+        call[fields.TEAM], call[fields.THREADS] = team(bound.num_codes)
+        if op.activation is not None:
+            call[fields.ACTIVATION] = ACTIVATION_CODES[op.activation.torch_name]
         state[compute.KERNEL] = (variant.project if op.activation is None else variant.mlp).address
         state[compute.MOST_ROWS] = variant.most_rows
-        state[compute.DIGITS] = variant.digits()
-        state[compute.TEAM], state[compute.THREADS] = team(codes)
-        if op.activation is not None:
-            state[compute.ACTIVATION] = ACTIVATION_CODES[op.activation.torch_name]
-        state[compute.NUM_RECORDS] = len(order)
-        state[compute.RECORDS] = self._records.buffer_info()[0]
+        state[compute.CALL], state[compute.CALL_FIELDS] = call.buffer_info()
         state[compute.READY] = 1
 
     def _pack(self, layout: Layout, parts: dict[str, Tensor]) -> PackedWeight:

@@ -138,3 +138,41 @@ def test_an_edit_after_the_import_does_not_claim_what_was_imported(monkeypatch: 
     before = cache_folder(("cpu",))
     monkeypatch.setattr(Path, "read_bytes", lambda path: b"edited")
     assert cache_folder(("cpu",)) == before
+
+
+VARIANTS_SCRIPT = """
+import sys
+import numpy as np
+from zigpass.runtime.cpu.compile import jit_for, kernel
+from zigpass.runtime.cpu.memory import int64_pointer, store
+
+def make(variant, value):
+    @jit_for(variant)
+    def helper(out):  # too large to become a part of its caller
+        array = np.full(5, value)
+        for i in range(9):
+            array = np.concatenate((np.sort(array), np.flip(array[i:])))
+        store(int64_pointer(out), 0, array[0])
+
+    def write(out):
+        helper(out)
+        helper(out)
+
+    return kernel(write, f"write_{variant}")
+
+for variant in sys.argv[1:]:
+    out = np.zeros(1, np.int64)
+    make(variant, {"first": 1, "second": 2}[variant])(out.ctypes.data)
+    print(variant, out[0])
+"""
+
+
+def test_variants_from_several_processes_do_not_mix(folder: Path) -> None:
+    """Each kernel is compiled by another process, which numbers its functions from the start; a third loads both."""
+    for variants in (["first"], ["second"], ["first", "second"], ["second", "first"]):
+        result = subprocess.run(
+            [sys.executable, "-c", VARIANTS_SCRIPT, *variants], env=dict(os.environ), capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert result.stdout.split() == [word for v in variants for word in (v, {"first": "1", "second": "2"}[v])]
+    assert len(files(folder)) == 2

@@ -10,7 +10,7 @@ import torch
 
 from zigpass.runtime import ZigpassError, reference
 from zigpass.runtime.cpu import set_activation_dtype
-from zigpass.runtime.cpu.variants import PORTABLE, VARIANTS, available_variants, current_variant, set_variant
+from zigpass.runtime.cpu.variants import AVX2, PORTABLE, VARIANTS, available_variants, current_variant, set_variant
 
 linear, gated_mlp = torch.ops.zigpass.linear.default, torch.ops.zigpass.gated_mlp.default
 KINDS = ("sub_int", "sub_float", "add_float", "column")
@@ -88,15 +88,38 @@ def test_one_large_input_does_not_drown_the_others(cpu: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sub_int", "column"])
-def test_int8_activations_are_off_by_percents(cpu: Any, kind: str) -> None:
-    if available_variants() == (PORTABLE,):
-        pytest.skip("this CPU has no integer kernels")
+def test_int8_activations_are_off_by_percents(cpu: Any, kind: str, variant: str) -> None:
+    if variant == PORTABLE:
+        pytest.skip("its kernels multiply floats")
     packed = cpu.weight(12, 700, 1000, zero_kind=kind, group_size=128)
     args = (cpu.values(13, 1, 1000), list(packed.tensors), None, torch.tensor([0.5]), packed.layout.spec)
     expected = reference.linear(*args)
     set_activation_dtype("int8")
     error = float((linear(*args) - expected).norm() / expected.norm())
     assert 1e-4 < error < 0.03
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("kind", ["sub_int", "column"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_integer_kernels_agree_bit_for_bit(cpu: Any, bits: int, kind: str, dtype: Any) -> None:
+    integer = [name for name in available_variants() if name != PORTABLE]
+    if len(integer) < 2:
+        pytest.skip("this CPU has only one variant of the integer kernels")
+    # Codes and inputs as large as they can be: 16-bit sums come closest to their end.
+    packed = cpu.weight(14, 300, 160, bits=bits, zero_kind=kind, group_size=128)
+    packed.tensors[0].fill_(-1)
+    x = torch.full((1, 160), 1.0)
+    x[0, ::7] = -1.0
+    set_activation_dtype(dtype)
+    results = []
+    for name in integer:
+        set_variant(name)
+        results.append([
+            linear(rows, list(packed.tensors), None, None, packed.layout.spec) for rows in (x, cpu.values(15, 1, 160))
+        ])  # fmt: skip
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second)
 
 
 def test_settings_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +135,8 @@ def test_settings_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_variant_that_the_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from zigpass.runtime.cpu import variants
 
+    monkeypatch.setattr(variants, "target_features", lambda: frozenset({"avx2", "fma", "f16c"}))
+    assert available_variants() == (AVX2, PORTABLE)
     monkeypatch.setattr(variants, "target_features", lambda: frozenset({"avx2"}))
     assert available_variants() == (PORTABLE,)
     with pytest.raises(ZigpassError, match="not something that this CPU can run"):
