@@ -164,11 +164,11 @@ def test_a_model_without_a_cache_can_be_calibrated_uniformly_only():
             return self.up_proj(self.embed(ids))
 
     model = quantize_(Plain(), ZigzagConfig(group_size=8), progress=False)
-    with pytest.raises(ZigpassError, match="Plain takes no past_key_values"):
+    with pytest.raises(ZigpassError, match="Plain takes no key-value cache"):
         calibrate(model, TEXT, **OPTIONS)
     with pytest.raises(ZigpassError, match="mlp_in is in no repeated block of the model"):
         calibrate(model, TEXT, allocation="teal", **OPTIONS)
-    with pytest.raises(ZigpassError, match="Plain takes no past_key_values"):
+    with pytest.raises(ZigpassError, match="Plain takes no key-value cache"):
         calibrate(model, TEXT, allocation="uniform", recalibrate=True, **OPTIONS)
     assert calibrate(model, TEXT, allocation="uniform", **OPTIONS).sites.keys() == {"mlp_in"}
 

@@ -52,5 +52,5 @@ def test_kl_is_per_window_and_zero_for_the_dense_model():
 
 
 def test_a_model_without_a_cache_is_refused():
-    with pytest.raises(ZigpassError, match="Linear takes no past_key_values"):
+    with pytest.raises(ZigpassError, match="Linear takes no key-value cache"):
         check_causal_model(nn.Linear(2, 2))
