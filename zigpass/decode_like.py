@@ -46,7 +46,8 @@ class DecodeLike:
         self.targets = ids[:, prefix + 1 :]
         self._record = BlockRecord(model, blocks)
         with torch.inference_mode(), dense(model):
-            self._cache = model(ids[:, :prefix], use_cache=True, logits_to_keep=1).past_key_values
+            output = model(ids[:, :prefix], use_cache=True, logits_to_keep=1)
+            self._cache = getattr(output, cache_argument(model) or "", None)
             if self._cache is None:
                 raise ZigpassError(f"{type(model).__name__} returns no key-value cache, which measuring needs")
             if reference:
