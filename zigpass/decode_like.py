@@ -69,10 +69,21 @@ class DecodeLike:
             self._run_rest(without_head(self._model))
 
     def kl(self, log_probabilities: Tensor) -> Tensor:
-        """KL(dense || other) in nats, mean over the positions of each window, float32 [B]."""
+        """KL(dense || other) in nats, mean over the positions of each window, float32 [B].
+
+        Raises:
+            ZigpassError: the dense or the other distribution is not one: NaN or infinite logits.
+        """
         pairs = zip(self.dense, log_probabilities, strict=True)  # window by window, to bound the scratch
         kls = [F.kl_div(other, reference, reduction="batchmean", log_target=True) for reference, other in pairs]
-        return torch.stack(kls).cpu()
+        found = torch.stack(kls).cpu()
+        if not bool(torch.isfinite(found).all()):
+            bad = (~torch.isfinite(found)).nonzero().flatten().tolist()
+            raise ZigpassError(
+                f"{type(self._model).__name__} gives NaN or infinite logits in windows {bad} of {len(found)}, so there"
+                " is nothing to compare; run it in float32 or bfloat16, and look at its weights"
+            )
+        return found
 
     def _log_probabilities(self) -> Tensor:
         logits: Tensor = self._run_rest(self._model).logits

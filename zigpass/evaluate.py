@@ -73,7 +73,8 @@ def evaluate(
         tokenizer: as for `calibrate`.
 
     Raises:
-        ZigpassError: too little text, a model without packed linears, or a prefix that leaves nothing to score.
+        ZigpassError: too little text, a model without packed linears, a prefix that leaves nothing to score, or
+            activations that are not finite.
     """
     settings: dict[str, Thresholds | None] = {"": None}
     return evaluate_each(
@@ -147,6 +148,8 @@ class _WindowScore:
         self.agreement = float((run.dense.argmax(-1) == sparse.argmax(-1)).float().mean())
 
     def _count(self, site: Site, x: Tensor) -> None:
+        if not bool(torch.isfinite(x).all()):
+            raise ZigpassError(f"{site.name}: the activations hold NaN or infinite values")
         inactive = int(site.inactive(x).sum())
         self.counts[site.name] = (inactive, x.numel())
 

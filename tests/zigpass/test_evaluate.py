@@ -91,6 +91,15 @@ def test_sparse_rows_is_undone_even_on_errors():
     assert not any(site.mask_rows for site in find_sites(model).values())
 
 
+def test_nan_activations_name_the_site():
+    model = quantized_tiny_llama(threshold=0.1)
+    with torch.no_grad():
+        model.model.layers[1].post_attention_layernorm.weight[3] = torch.nan
+    with pytest.raises(ZigpassError, match=r"model.layers.1.mlp.mlp_in: the activations hold NaN"):
+        run(model)
+    assert all(site.threshold.tolist() == pytest.approx([0.1]) for site in find_sites(model).values())
+
+
 def test_unusable_settings_are_refused():
     with pytest.raises(ZigpassError, match="prefix must leave tokens to score"):
         evaluate(quantized_tiny_llama(), TEXT, prefix=64, window=64)
