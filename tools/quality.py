@@ -2,7 +2,6 @@
 
 Every rule and allocation at 25, 40, 50 and 60 %, on each held-out text by itself: tools/results/quality-*.json and a
 plot each; the page docs/quality.md is made of all such files.
-@@TIME@@
 """
 
 from __future__ import annotations
@@ -40,9 +39,11 @@ from zigpass.tools.quality_page import quality_page, slug
 TARGETS = (0.25, 0.4, 0.5, 0.6)
 COMBINATIONS = (
     *(("magnitude", allocation) for allocation in ALLOCATIONS),
-    *((rule, allocation) for rule in (*RULES, TOP_K) if rule != "magnitude" for allocation in ("measured", "uniform")),
+    *((rule, "uniform") for rule in RULES if rule != "magnitude"),
+    *((TOP_K, allocation) for allocation in ("measured", "uniform")),
 )
-"""(rule, allocation): every allocation with the default rule; other rules with the default allocation and uniform."""
+"""(rule, allocation): every allocation with the default rule; every rule at uniform sparsity, where only rules differ
+(with measured allocation the weighted rules were within 0.01 nats of magnitude on SmolLM2 up to 50 %)."""
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -71,7 +71,8 @@ def calibrate(
             ones. None does so for models with a key-value cache. On SmolLM2 and another text at 60 % it takes the site
             furthest from its sparsity from 0.13 to 0.05, and the KL of "measured" from 0.69 to 0.61.
         tokenizer: a Hugging Face tokenizer; None looks beside the model's checkpoint.
-        window: tokens run together; the first 32 of each window are not counted. Measurements run half of it densely.
+        window: tokens run together; the first 32 of each window are not counted. Where decoding is measured, half of it
+            runs densely and a quarter as decoding.
         num_windows: windows, spread evenly over the text, and two more to compare allocations. What matters is how many
             places of the text are seen, not how many tokens. Placing thresholds holds the keys and values of all
             windows twice: take fewer where a large model leaves no room for them.

@@ -48,6 +48,14 @@ NUM_PROBES = 3
 """Windows for measurements that run once per site. On SmolLM2 two windows rank the sites as eight do (KL 0.256 with
 either); the third is for calibration texts of several kinds."""
 
+DECODED_SHARE = 4
+"""One part in so many of a window is run as decoding, after a dense half: many places of the text say more about
+thresholds and costs than many tokens of few."""
+
+DENSE_STEP = 3
+"""Every so-manieth window is counted in the dense model where thresholds are not placed there: the histograms only
+shape allocations then."""
+
 NUM_HELD_OUT = 2
 """Windows of the calibration text that only compare allocations."""
 
@@ -65,6 +73,7 @@ class Calibration:
         num_bytes: code bytes of these linears.
         windows: int64 [windows, T], for histograms.
         held_out: int64 [windows, T], for comparing allocations; empty where the text is one window long.
+        prefix, decoded: a window's tokens up to `prefix` run dense, those up to `decoded` after them as in decoding.
         block_of_site: name of the repeated block each site is in, None for a site outside.
 
     Args:
@@ -109,6 +118,7 @@ class Calibration:
         self.recalibrate = takes_cache(model) if recalibrate is None else recalibrate
         self.skip = SKIPPED_POSITIONS
         self.prefix = window // 2
+        self.decoded = self.prefix + window // DECODED_SHARE
         self.all_sites = {site.name: site for site in readers}
         self.readers: Readers = {site: linears for site, linears in readers.items() if site.name in chosen}
         self.sites = {site.name: site for site in self.readers}
@@ -127,6 +137,7 @@ class Calibration:
                 "weights": self.fingerprint,
                 "text": self.text_hash,
                 "window": window,
+                "decoded": self.decoded,
                 "probes": fingerprint_of(self.probe_windows),
             },
         )
@@ -141,7 +152,7 @@ class Calibration:
     def num_tokens(self) -> int:
         """Tokens that thresholds are placed on."""
         windows, length = self.windows.shape
-        return windows * (length - self.prefix - 1 if self.recalibrate else length - self.skip)
+        return windows * (self.decoded - self.prefix - 1 if self.recalibrate else length - self.skip)
 
     @property
     def probe_windows(self) -> Tensor:
@@ -172,7 +183,8 @@ class Calibration:
 
             decoder = without_head(self.model)
             with torch.inference_mode(), dense(self.model), observe_sites(self.readers, count):
-                for ids in track(self.windows, "calibrating", show=self.progress):
+                windows = self.windows[::DENSE_STEP] if self.recalibrate else self.windows
+                for ids in track(windows, "calibrating", show=self.progress):
                     decoder(ids.unsqueeze(0).to(device_of(self.model)), use_cache=False)
             _raise_unused([name for name, histogram in histograms.items() if not histogram.total])
             self._scores[key] = histograms
@@ -217,7 +229,7 @@ class Calibration:
 
     def _place_sparsely(self, rule: Rule, sparsity: Mapping[str, float]) -> dict[str, SiteThreshold]:
         if self._decoding is None:
-            self._decoding = DecodeLike(self.model, self.windows, self.prefix, reference=False)
+            self._decoding = DecodeLike(self.model, self.windows[:, : self.decoded], self.prefix, reference=False)
         with kept_thresholds(self.model):
             set_thresholds(self.all_sites, {})
             found = place_sparsely(self._decoding, self.readers, sparsity, self.weights_of(rule) or {})

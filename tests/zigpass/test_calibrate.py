@@ -44,7 +44,7 @@ def test_thresholds_are_set_on_the_model_and_repeat():
     for name, site in find_sites(model).items():
         assert torch.equal(site.threshold, first.sites[name].threshold)
         assert torch.equal(first.sites[name].threshold, second.sites[name].threshold)
-    assert first.num_tokens == 4 * (96 - 48 - 1)
+    assert first.num_tokens == 4 * (72 - 48 - 1)
     assert run(model, recalibrate=False).num_tokens == 4 * (96 - SKIPPED_POSITIONS)
     assert (first.fingerprint, first.text_hash) == (second.fingerprint, second.text_hash)
 

@@ -89,7 +89,7 @@ def measure_sites(calibration: Calibration, rule: Rule, names: list[str]) -> dic
         blocks = calibration.block_of_site
         probe = DecodeLike(
             calibration.model,
-            calibration.probe_windows,
+            calibration.probe_windows[:, : calibration.decoded],
             calibration.prefix,
             list(dict.fromkeys(block for block in blocks.values() if block)),
         )
