@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zigpass.runtime import ZigpassError
 
 from .decode_like import DecodeLike, check_causal_model
+from .histogram import NOT_FINITE
 from .observe import Readers, kept_thresholds, observe_sites, set_thresholds, site_readers
 from .progress import track
 from .sites import Site, find_sites
@@ -156,7 +157,7 @@ class _BatchScore:
 
     def _count(self, site: Site, x: Tensor) -> None:
         if not bool(torch.isfinite(x).all()):
-            raise ZigpassError(f"{site.name}: the activations hold NaN or infinite values")
+            raise ZigpassError(f"{site.name}: {NOT_FINITE}")
         inactive = int(site.inactive(x).sum())
         self.counts[site.name] = (inactive, x.numel())
 
