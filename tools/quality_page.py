@@ -19,9 +19,13 @@ QUANTIZER_GOAL = ("out, gptq", 0.10)
 
 HEAD = """# Quality
 
-What sparsity costs, measured by `python tools/quality.py`. Numbers compare a model with itself: the same weights, read
-densely. The first half of each held-out window runs densely and fills the key-value cache, as a prompt does; the second
-half runs sparsely, one threshold decision per token, as decoding does, and is scored.
+What sparsity costs, measured by
+
+    python tools/quality.py MODEL --calibration BOOK.txt --calibration OTHER.txt --text HELD_OUT.txt --unwrap
+
+for any causal language model (`--resume FILE` goes on after Ctrl-C). Numbers compare a model with itself: the same
+weights, read densely. The first half of each held-out window runs densely and fills the key-value cache, as a prompt
+does; the second half runs sparsely, one threshold decision per token, as decoding does, and is scored.
 
 - **KL** is the mean divergence of the sparse model's next-token distribution from the dense one's, in nats, with its
   standard error over the windows. Settings are compared window by window, so differences are known better than the
@@ -30,6 +34,7 @@ half runs sparsely, one threshold decision per token, as decoding does, and is s
 - **realized** is the share of weight bytes that was not read on the held-out text; **worst site** is the largest
   distance of one site's realized sparsity from its target.
 - **bytes** are the packed weight bytes that one decoded token reads.
+- Held-out text decides nothing. "measured" is chosen, against "uniform", on windows of the calibration text.
 - Rule **top_k** is magnitude with a fixed count of entries for every token; the others are thresholds, placed on
   activations of the calibration text as decoding makes them, after sparse sites.
 """
@@ -102,7 +107,7 @@ def _comparison(measurement: Measurement) -> str:
         return table
     seconds = {allocation: round(_cost(measurement, allocation)) for allocation in _allocations(measurement)}
     cost = ", ".join(f"{allocation} {value} s" for allocation, value in seconds.items())
-    return table + f"\nTime to find the thresholds of the first target, rule magnitude: {cost}.\n"
+    return table + f"\nWall time for the thresholds of the first target, rule magnitude, beside other work: {cost}.\n"
 
 
 def _best_allocations(default: dict[float, Row], rows: list[Row]) -> list[str]:
