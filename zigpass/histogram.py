@@ -11,9 +11,7 @@ SHIFT = 16
 """Bits dropped from a float32's pattern: 128 bins per power of two, so a bin is at most 0.8 % wide."""
 NUM_BINS = 1 << (31 - SHIFT)
 FIRST_NOT_FINITE = 0xFF << (23 - SHIFT)
-NOT_FINITE = (
-    "the activations hold NaN or infinite values; look at the layers up to there, or run in float32"
-)
+NOT_FINITE = "the activations hold NaN or infinite values; look at the layers up to there, or run in float32"
 
 
 class MagnitudeHistogram:

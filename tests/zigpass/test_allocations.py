@@ -92,15 +92,30 @@ def test_a_site_that_is_mostly_zero_is_probed_among_its_other_entries():
     assert all(0.5 < site.target_sparsity < 0.95 for name, site in measured.sites.items() if name.endswith("mlp_mid"))
 
 
+def spread_with_held_out_kls(monkeypatch, *kls):
+    values = iter(kls)
+    monkeypatch.setattr(Calibration, "held_out_kl", lambda self, rule, sparsity: next(values))
+    return calibrate(uneven_llama(), TEXT, 0.5, **OPTIONS)
+
+
 def test_measured_gives_way_to_uniform_where_it_loses_more(monkeypatch, caplog):
-    kls = iter([0.3, 0.2])
-    monkeypatch.setattr(Calibration, "held_out_kl", lambda self, rule, sparsity: next(kls))
     with caplog.at_level(logging.WARNING, "zigpass.calibrate"):
-        thresholds = calibrate(uneven_llama(), TEXT, 0.5, **OPTIONS)
+        thresholds = spread_with_held_out_kls(monkeypatch, 0.3, 0.25, 0.2)
     assert thresholds.allocation == "uniform"
     assert all(site.target_sparsity == pytest.approx(0.5) for site in thresholds.sites.values())
-    assert "loses more than the uniform one" in caplog.text
+    assert "loses more than the uniform one on held-out calibration text (KL 0.2500 and 0.2000" in caplog.text
     assert "uniform is used" in caplog.text
+
+
+def test_measured_goes_half_of_the_way_where_that_loses_least(monkeypatch, caplog):
+    with caplog.at_level(logging.WARNING, "zigpass.calibrate"):
+        half = spread_with_held_out_kls(monkeypatch, 0.3, 0.1, 0.2)
+    whole = spread_with_held_out_kls(monkeypatch, 0.1, 0.3, 0.2)
+    assert half.allocation == whole.allocation == "measured"
+    assert not caplog.text
+    assert max(abs(site.target_sparsity - 0.5) for site in whole.sites.values()) > 0.3
+    for name, site in half.sites.items():
+        assert site.target_sparsity == pytest.approx((0.5 + whole.sites[name].target_sparsity) / 2)
 
 
 def test_a_measurement_in_the_middle_equals_one_from_the_start(monkeypatch):
