@@ -40,7 +40,9 @@ def calibrate(
     max_sparsity: Annotated[float, typer.Option(help="Most sparsity of one site.")] = MAX_SPARSITY,
     selection: Annotated[str, typer.Option(help="threshold, or top_k for a fixed count of entries.")] = "threshold",
     recalibrate: Recalibrate = True,
-    resume: Annotated[Path | None, typer.Option(help="File that keeps finished measurements.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="File that keeps finished measurements; OUTPUT.state while it runs by default.")
+    ] = None,
     text: CalibrationText = None,
     encoding: Encoding = "utf-8",
     unwrap: Unwrap = False,
@@ -48,28 +50,39 @@ def calibrate(
     group_size: GroupSize = 128,
     scale_axis: Axis = "in",
 ) -> None:
-    """Find the thresholds of a model for a target sparsity and write them to a file."""
+    """Find the thresholds of a model for a target sparsity and write them to a file.
+
+    After Ctrl-C the same command goes on where it stopped.
+    """
     check_target(sparsity)
     find_allocation(allocation)
     find_rule(rule)
     console = Console()
     _, texts = texts_or_topics(text, 0, encoding, unwrap)
     loaded, tokenizer = load_model(model_or_demo(model, console.print), quantization(bits, group_size, scale_axis))
+    state = resume or Path(f"{output}.state")
     start = time.perf_counter()
-    thresholds = find_thresholds(
-        loaded,
-        texts,
-        sparsity,
-        allocation=allocation,
-        rule=rule,
-        sites=sites or None,
-        max_sparsity=max_sparsity,
-        selection=cast(Selection, selection),
-        recalibrate=recalibrate,
-        tokenizer=tokenizer,
-        resume=resume,
-    )
+    try:
+        thresholds = find_thresholds(
+            loaded,
+            texts,
+            sparsity,
+            allocation=allocation,
+            rule=rule,
+            sites=sites or None,
+            max_sparsity=max_sparsity,
+            selection=cast(Selection, selection),
+            recalibrate=recalibrate,
+            tokenizer=tokenizer,
+            resume=state,
+        )
+    except KeyboardInterrupt:
+        if state.exists():
+            console.print(f"interrupted; {state} keeps what was measured, and the same command goes on from there")
+        raise
     thresholds.save(output)
+    if resume is None:
+        state.unlink(missing_ok=True)
     realized = {name: site.realized_sparsity for name, site in thresholds.sites.items()}
     console.print(sparsity_table(realized, "sparsity, calibration text"))
     console.print(

@@ -30,6 +30,8 @@ from zigpass.load_gguf import load_gguf, load_gguf_tokenizer
 from zigpass.sites import SITE_KINDS, dense
 from zigpass.tools.demo_llama import has_llama_cpp, llama_cpp_speed
 
+CALIBRATION_WINDOWS = 8
+"""Fewer than `calibrate` takes by default: calibration and held-out text are of one kind here."""
 PROMPT = "Explain in a few sentences why the sky is blue."
 
 
@@ -94,7 +96,14 @@ def run(
     console.print(f"relaid {count} linears of {path.name} without requantizing, {packed / 1e6:.1f} MB packed")
 
     calibration_text, held_out_text = topics()
-    thresholds = calibrate(model, calibration_text, target_sparsity, allocation=allocation, tokenizer=tokenizer)
+    thresholds = calibrate(
+        model,
+        calibration_text,
+        target_sparsity,
+        allocation=allocation,
+        tokenizer=tokenizer,
+        num_windows=CALIBRATION_WINDOWS,
+    )
     console.print(f"calibrated {len(thresholds.sites)} sites on {thresholds.num_tokens} tokens")
 
     compiled = torch.compile(model, backend="zigpass", options={"require_match": True})

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from zigpass.cache_argument import cache_argument
 from zigpass.config import ZigzagConfig
 from zigpass.load_gguf import load_gguf, load_gguf_tokenizer
 from zigpass.prepare import prepare, survey
@@ -167,7 +168,7 @@ def decode_step(model: nn.Module, tokens: int = 1) -> tuple[tuple[Any, ...], dic
     Raises:
         ZigpassError: it is no such model.
     """
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
+    if cache_argument(model) is None:
         raise ZigpassError(
             f"{type(model).__name__} is not a causal language model of the Hugging Face interface: let the factory"
             " return (model, args), with the arguments of one call"

@@ -97,56 +97,63 @@ def rule_and_selection(name: str) -> tuple[Rule, Selection]:
     return (find_rule("magnitude"), "top_k") if name == TOP_K else (find_rule(name), "threshold")
 
 
-def measure_quality(
-    model: nn.Module,
-    calibration_ids: Tensor,
-    held_out_ids: Tensor,
-    *,
-    names: tuple[str, str, str],
-    targets: Sequence[float],
-    combinations: Sequence[tuple[str, str]],
-    recalibrate: bool | None = None,
-    window: int = 512,
-    num_windows: int = 8,
-    calibration_windows: int = 8,
-    resume: Path | None = None,
-    lm_eval: tuple[Any, Sequence[str]] | None = None,
-    progress: bool = True,
-) -> Measurement:
-    """Calibrate every combination at every target, then evaluate all of them on the same held-out windows.
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Thresholds to measure, and what finding them took.
+
+    Attributes:
+        seconds: beyond what earlier settings of the same rule and allocation had measured.
+    """
+
+    rule: str
+    allocation: str
+    thresholds: Thresholds
+    seconds: float
+
+
+def find_settings(
+    calibration: Calibration, targets: Sequence[float], combinations: Sequence[tuple[str, str]]
+) -> list[Setting]:
+    """Thresholds of every combination at every target.
 
     Args:
-        calibration_ids, held_out_ids: int64 [T].
-        names: what to call the model, the calibration text and the held-out text.
         combinations: (rule, allocation) pairs; the rule may be `TOP_K`.
-        recalibrate: as for `calibrate`.
-        lm_eval: a tokenizer and tasks to run with lm-eval at every setting.
     """
-    calibration = Calibration(
-        model,
-        calibration_ids,
-        window=window,
-        num_windows=calibration_windows,
-        recalibrate=recalibrate,
-        resume=resume,
-        progress=progress,
-    )
-    resumed = calibration.state.resumed
-    found: dict[str, tuple[str, str, Thresholds, float]] = {}
+    found = []
     for name, allocation in combinations:
         rule, selection = rule_and_selection(name)
         selecting = calibration.with_selection(selection)
         for target in targets:
             start = time.perf_counter()
             thresholds = find_thresholds(selecting, find_allocation(allocation), rule, budget_of(selecting, target))
-            found[f"{name} {allocation} {target}"] = (name, allocation, thresholds, time.perf_counter() - start)
-    prefix = window // 2
+            found.append(Setting(name, allocation, thresholds, time.perf_counter() - start))
+    return found
+
+
+def measure_settings(
+    calibration: Calibration,
+    settings: Sequence[Setting],
+    held_out_ids: Tensor,
+    *,
+    names: tuple[str, str, str],
+    num_windows: int = 8,
+    lm_eval: tuple[Any, Sequence[str]] | None = None,
+    progress: bool = True,
+) -> Measurement:
+    """Evaluate all settings on the same windows of one held-out text, of the length that calibration had.
+
+    Args:
+        held_out_ids: int64 [T].
+        names: what to call the model, the calibration text and the held-out text.
+        lm_eval: a tokenizer and tasks to run with lm-eval at every setting.
+    """
+    model, prefix = calibration.model, calibration.prefix
     qualities = evaluate_each(
         model,
         held_out_ids,
-        {key: thresholds for key, (_, _, thresholds, _) in found.items()},
+        {str(index): setting.thresholds for index, setting in enumerate(settings)},
         prefix=prefix,
-        window=window,
+        window=calibration.windows.shape[1],
         num_windows=num_windows,
         progress=progress,
     )
@@ -161,22 +168,52 @@ def measure_quality(
         prefix=prefix,
         dense_perplexity=first.dense_perplexity,
         dense_bytes=weight_bytes_per_token(model),
-        rows=[_row(model, qualities[key], *entry, lm_eval) for key, entry in found.items()],
+        rows=[
+            _row(model, quality, setting, lm_eval)
+            for quality, setting in zip(qualities.values(), settings, strict=True)
+        ],
         machine=machine,
-        resumed=resumed,
+        resumed=calibration.state.resumed,
+    )
+
+
+def measure_quality(
+    model: nn.Module,
+    calibration_ids: Tensor,
+    held_out_ids: Tensor,
+    *,
+    names: tuple[str, str, str],
+    targets: Sequence[float],
+    combinations: Sequence[tuple[str, str]],
+    recalibrate: bool | None = None,
+    window: int = 512,
+    num_windows: int = 8,
+    resume: Path | None = None,
+    lm_eval: tuple[Any, Sequence[str]] | None = None,
+    progress: bool = True,
+) -> Measurement:
+    """`find_settings` on one text, then `measure_settings` on another.
+
+    Args:
+        calibration_ids, held_out_ids: int64 [T].
+        recalibrate: as for `calibrate`.
+    """
+    calibration = Calibration(
+        model, calibration_ids, window=window, recalibrate=recalibrate, resume=resume, progress=progress
+    )
+    settings = find_settings(calibration, targets, combinations)
+    return measure_settings(
+        calibration, settings, held_out_ids, names=names, num_windows=num_windows, lm_eval=lm_eval, progress=progress
     )
 
 
 def _row(
     model: nn.Module,
     quality: Quality,
-    rule: str,
-    allocation: str,
-    thresholds: Thresholds,
-    seconds: float,
+    setting: Setting,
     lm_eval: tuple[Any, Sequence[str]] | None,
 ) -> Row:
-    realized = quality.realized_sparsity
+    thresholds, realized = setting.thresholds, quality.realized_sparsity
     tasks = {}
     if lm_eval is not None:
         with kept_thresholds(model):
@@ -184,10 +221,10 @@ def _row(
             tasks = run_tasks(model, *lm_eval)
     return Row(
         target=thresholds.target_sparsity,
-        rule=rule,
-        allocation=allocation,
+        rule=setting.rule,
+        allocation=setting.allocation,
         used=thresholds.allocation,
-        seconds=round(seconds, 1),
+        seconds=round(setting.seconds, 1),
         bytes_read=weight_bytes_per_token(model, realized),
         realized=quality.total_sparsity,
         worst_site=max(abs(realized[name] - site.target_sparsity) for name, site in thresholds.sites.items()),

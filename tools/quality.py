@@ -1,7 +1,7 @@
 """Measures quality and writes the results page: `python tools/quality.py`.
 
-Every rule and allocation at 25, 40, 50 and 60 %, to tools/results/quality-<model>.json and a plot beside the page; the
-page docs/quality.md is made of all such files. Half an hour for SmolLM2-135M on two cores.
+Every rule and allocation at 25, 40, 50 and 60 %, on each held-out text by itself: tools/results/quality-*.json and a
+plot each; the page docs/quality.md is made of all such files.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import typer
 from rich.console import Console
 
 from zigpass.allocations import ALLOCATIONS
+from zigpass.calibration import Calibration
 from zigpass.cli import run_script
 from zigpass.rules import RULES
 from zigpass.tokens import encode
 from zigpass.tools.evaluate import quality_table
 from zigpass.tools.load_model import load_floats, load_model
-from zigpass.tools.measure_quality import TOP_K, Measurement, measure_quality
+from zigpass.tools.measure_quality import TOP_K, Measurement, find_settings, measure_settings
 from zigpass.tools.measure_quantizers import QuantizerMeasurement, measure_quantizers
 from zigpass.tools.plot_quality import plot_quality
 from zigpass.tools.quality_options import (
@@ -33,20 +34,24 @@ from zigpass.tools.quality_options import (
     quantization,
     texts_or_topics,
 )
-from zigpass.tools.quality_page import quality_page
+from zigpass.tools.quality_page import quality_page, slug
 
 TARGETS = (0.25, 0.4, 0.5, 0.6)
 COMBINATIONS = (
     *(("magnitude", allocation) for allocation in ALLOCATIONS),
-    *((rule, allocation) for rule in (*RULES, TOP_K) if rule != "magnitude" for allocation in ("measured", "uniform")),
+    *((rule, "uniform") for rule in RULES if rule != "magnitude"),
+    *((TOP_K, allocation) for allocation in ("measured", "uniform")),
 )
-"""(rule, allocation): every allocation with the default rule; other rules with the default allocation and uniform."""
+"""(rule, allocation): every allocation with the default rule; every rule at uniform sparsity, where only rules differ
+(with measured allocation the weighted rules were within 0.01 nats of magnitude on SmolLM2 up to 50 %)."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def quality(
     model: Model = None,
-    text: Annotated[list[Path] | None, typer.Option("--text", help="Held-out text file; several times.")] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", help="Held-out text file, measured by itself; several times.")
+    ] = None,
     calibration: CalibrationText = None,
     encoding: Encoding = "utf-8",
     unwrap: Unwrap = False,
@@ -64,30 +69,27 @@ def quality(
     results = output / "tools" / "results"
     if not page_only:
         calibration_name, calibration_texts = texts_or_topics(calibration, 0, encoding, unwrap)
-        held_out_name, held_out_texts = texts_or_topics(text, 1, encoding, unwrap)
+        held_out = dict(texts_or_topics([one], 1, encoding, unwrap) for one in text or [])
+        held_out = held_out or dict([texts_or_topics(None, 1, encoding, unwrap)])
         path = model_or_demo(model, console.print)
-        names = (path.stem.partition(".")[0], calibration_name, held_out_name)
+        name = path.stem.partition(".")[0] if path.suffix == ".gguf" else path.name
         if quantizers:
-            loaded, tokenizer = load_floats(path)
+            floats, tokenizer = load_floats(path)
+            ids = encode(calibration_texts, tokenizer, floats)
+            texts = [part for parts in held_out.values() for part in parts]
+            names = (name, calibration_name, ", ".join(held_out))
+            found = measure_quantizers(floats, ids, encode(texts, tokenizer, floats), names=names, num_windows=windows)
+            found.save(results / f"quantizers-{name}.json")
         else:
             loaded, tokenizer = load_model(path, quantization(bits, group_size, scale_axis))
-        ids, held_out_ids = (encode(texts, tokenizer, loaded) for texts in (calibration_texts, held_out_texts))
-        if quantizers:
-            found = measure_quantizers(loaded, ids, held_out_ids, names=names, num_windows=windows)
-            found.save(results / f"quantizers-{names[0]}.json")
-        else:
-            measurement = measure_quality(
-                loaded,
-                ids,
-                held_out_ids,
-                names=names,
-                targets=TARGETS,
-                combinations=COMBINATIONS,
-                num_windows=windows,
-                resume=resume,
-            )
-            console.print(quality_table(measurement))
-            measurement.save(results / f"quality-{names[0]}.json")
+            held_out_ids = {key: encode(texts, tokenizer, loaded) for key, texts in held_out.items()}
+            measured = Calibration(loaded, encode(calibration_texts, tokenizer, loaded), resume=resume)
+            settings = find_settings(measured, TARGETS, COMBINATIONS)
+            for key, own in held_out_ids.items():
+                names = (name, calibration_name, key)
+                measurement = measure_settings(measured, settings, own, names=names, num_windows=windows)
+                measurement.save(results / f"{slug(measurement)}.json")
+                console.print(quality_table(measurement))
     write_page(output)
 
 
@@ -99,7 +101,7 @@ def write_page(output: Path) -> None:
     docs = output / "docs"
     docs.mkdir(exist_ok=True)
     for measurement in measurements:
-        plot_quality(measurement, docs / f"quality-{measurement.model}.png")
+        plot_quality(measurement, docs / f"{slug(measurement)}.png")
     (docs / "quality.md").write_text(quality_page(measurements, quantizers), encoding="utf-8")
 
 

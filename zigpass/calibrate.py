@@ -13,7 +13,7 @@ from zigpass.runtime import ZigpassError
 
 from .allocations import ALLOCATIONS, Allocation
 from .allocations.budget import Budget
-from .calibration import Calibration, Selection
+from .calibration import NUM_WINDOWS, Calibration, Selection
 from .decode_like import check_causal_model
 from .rules import RULES, Rule
 from .rules.rule import fold
@@ -43,7 +43,7 @@ def calibrate(
     recalibrate: bool | None = None,
     tokenizer: Any | None = None,
     window: int = 512,
-    num_windows: int = 8,
+    num_windows: int = NUM_WINDOWS,
     resume: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Thresholds:
@@ -71,9 +71,11 @@ def calibrate(
             ones. None does so for models with a key-value cache. On SmolLM2 and another text at 60 % it takes the site
             furthest from its sparsity from 0.13 to 0.05, and the KL of "measured" from 0.69 to 0.61.
         tokenizer: a Hugging Face tokenizer; None looks beside the model's checkpoint.
-        window: tokens run together; the first 32 of each window are not counted. Measurements run half of it densely.
-        num_windows: windows, spread evenly over the text, and two more to compare allocations. 256 counted tokens
-            place a threshold within a point or two of sparsity.
+        window: tokens run together; the first 32 of each window are not counted. Where decoding is measured, half of it
+            runs densely and a quarter as decoding.
+        num_windows: windows, spread evenly over the text, and two more to compare allocations. What matters is how many
+            places of the text are seen, not how many tokens. Placing thresholds holds the keys and values of all
+            windows twice: take fewer where a large model leaves no room for them.
         resume: a small file in which finished measurements of sites are kept. After Ctrl-C the next call with the same
             file goes on where the first stopped; a call for another target measures nothing again.
         progress: show a progress bar.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zigpass.runtime import ZigpassError
 
 from .blocks import BlockRecord
+from .cache_argument import CACHE_ARGUMENTS, cache_argument
 from .observe import device_of, sparse_rows, without_head
 from .sites import dense
 
@@ -45,9 +46,10 @@ class DecodeLike:
         self.targets = ids[:, prefix + 1 :]
         self._record = BlockRecord(model, blocks)
         with torch.inference_mode(), dense(model):
-            self._cache = model(ids[:, :prefix], use_cache=True, logits_to_keep=1).past_key_values
+            output = model(ids[:, :prefix], use_cache=True, logits_to_keep=1)
+            self._cache = getattr(output, cache_argument(model) or "", None)
             if self._cache is None:
-                raise ZigpassError(f"{type(model).__name__} returns no past_key_values, which measuring needs")
+                raise ZigpassError(f"{type(model).__name__} returns no key-value cache, which measuring needs")
             if reference:
                 with self._record.recording():
                     self.dense = self._log_probabilities()
@@ -64,29 +66,44 @@ class DecodeLike:
     def run_decoder(self) -> None:
         """As `run`, without the output head: for looking at activations."""
         with torch.inference_mode(), sparse_rows(self._model):
-            without_head(self._model)(self._rest, past_key_values=copy.deepcopy(self._cache), use_cache=True)
+            self._run_rest(without_head(self._model))
 
     def kl(self, log_probabilities: Tensor) -> Tensor:
-        """KL(dense || other) in nats, mean over the positions of each window, float32 [B]."""
+        """KL(dense || other) in nats, mean over the positions of each window, float32 [B].
+
+        Raises:
+            ZigpassError: the dense or the other distribution is not one: NaN or infinite logits.
+        """
         pairs = zip(self.dense, log_probabilities, strict=True)  # window by window, to bound the scratch
         kls = [F.kl_div(other, reference, reduction="batchmean", log_target=True) for reference, other in pairs]
-        return torch.stack(kls).cpu()
+        found = torch.stack(kls).cpu()
+        if not bool(torch.isfinite(found).all()):
+            bad = (~torch.isfinite(found)).nonzero().flatten().tolist()
+            raise ZigpassError(
+                f"{type(self._model).__name__} gives NaN or infinite logits in windows {bad} of {len(found)}, so there"
+                " is nothing to compare; run it in float32 or bfloat16, and look at its weights"
+            )
+        return found
 
     def _log_probabilities(self) -> Tensor:
-        cache = copy.deepcopy(self._cache)  # a run appends to it, and not every kind of cache can be cropped
-        logits: Tensor = self._model(self._rest, past_key_values=cache, use_cache=True).logits
+        logits: Tensor = self._run_rest(self._model).logits
         return logits.float().log_softmax(-1)
+
+    def _run_rest(self, model: nn.Module) -> Any:
+        cache = copy.deepcopy(self._cache)  # a run appends to it, and not every kind of cache can be cropped
+        name = cache_argument(model) or CACHE_ARGUMENTS[-1]  # a decoder that hides its arguments takes the old name
+        return model(self._rest, **{name: cache}, use_cache=True)
 
 
 def takes_cache(model: nn.Module) -> bool:
     """Whether the model's forward takes a key-value cache as Hugging Face's causal models do."""
-    return "past_key_values" in inspect.signature(model.forward).parameters
+    return cache_argument(model) is not None
 
 
 def check_causal_model(model: nn.Module) -> None:
     """Raise `ZigpassError` unless the model `takes_cache`."""
     if not takes_cache(model):
         raise ZigpassError(
-            f"{type(model).__name__} takes no past_key_values, so it cannot be run as in decoding; this needs a causal"
+            f"{type(model).__name__} takes no key-value cache, so it cannot be run as in decoding; this needs a causal"
             ' language model of the Hugging Face interface (calibrate(allocation="uniform") does not)'
         )

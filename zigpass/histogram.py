@@ -11,6 +11,7 @@ SHIFT = 16
 """Bits dropped from a float32's pattern: 128 bins per power of two, so a bin is at most 0.8 % wide."""
 NUM_BINS = 1 << (31 - SHIFT)
 FIRST_NOT_FINITE = 0xFF << (23 - SHIFT)
+NOT_FINITE = "the activations hold NaN or infinite values; look at the layers up to there, or run in float32"
 
 
 class MagnitudeHistogram:
@@ -31,7 +32,7 @@ class MagnitudeHistogram:
         """
         bins = x.detach().float().abs().reshape(-1).view(torch.int32) >> SHIFT
         if bins.numel() and int(bins.max()) >= FIRST_NOT_FINITE:
-            raise ZigpassError("the activations hold NaN or infinite values")
+            raise ZigpassError(NOT_FINITE)
         self.counts += torch.bincount(bins, minlength=NUM_BINS).cpu()
 
     @property

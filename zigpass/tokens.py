@@ -33,7 +33,7 @@ def encode(texts: Texts, tokenizer: Any | None, model: nn.Module) -> Tensor:
         ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids.reshape(-1)
     if not ids.numel():
         raise ZigpassError("the text has no tokens; pass some plain text")
-    vocabulary = _vocabulary_size(model)
+    vocabulary = vocabulary_size(model)
     if vocabulary is not None and int(ids.max()) >= vocabulary:
         raise ZigpassError(
             f"the tokenizer gives token {int(ids.max())}, the model has {vocabulary}; pass the tokenizer of this model"
@@ -90,7 +90,8 @@ def _tokenizer_of(model: nn.Module) -> Any:
         raise ZigpassError(f"found no tokenizer of {source!r} on this machine; pass tokenizer=") from error
 
 
-def _vocabulary_size(model: nn.Module) -> int | None:
+def vocabulary_size(model: nn.Module) -> int | None:
+    """Entries of the input embeddings; None where the model does not show them."""
     get_embeddings = getattr(model, "get_input_embeddings", None)
     embeddings = get_embeddings() if callable(get_embeddings) else None
     return getattr(embeddings, "num_embeddings", None)

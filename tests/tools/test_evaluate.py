@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from tests.models import WORDS, quantized_tiny_llama, random_tokens
 from zigpass.cli import app
+from zigpass.decode_like import DecodeLike
 from zigpass.load_packed import from_pretrained
 from zigpass.runtime import ZigpassError
 from zigpass.save import save_pretrained
@@ -64,6 +65,30 @@ def test_calibrate_writes_thresholds_that_fit(folder, text, tmp_path):
     model = quantized_tiny_llama()
     thresholds.apply(model)
     assert {site.kind for site in find_sites(model).values() if float(site.threshold) > 0} == {"mlp_in"}
+
+
+def test_calibrate_goes_on_after_ctrl_c(folder, text, tmp_path, monkeypatch):
+    output, state = tmp_path / "found.safetensors", tmp_path / "found.safetensors.state"
+    arguments = ("calibrate", folder, "--bits", 4, "--group-size", 32, "--calibration", text, "--output", output)
+    run, starts = DecodeLike.run, []
+
+    def interrupted(self, start=None):
+        if len(starts) == 5:
+            raise KeyboardInterrupt
+        starts.append(start)
+        return run(self, start)
+
+    monkeypatch.setattr(DecodeLike, "run", interrupted)
+    result = invoke(*arguments)
+    assert result.exit_code != 0
+    assert "keeps what was measured" in result.output
+    assert len(json.loads(state.read_text())["stages"]["measured magnitude"]) == 5
+    assert not output.exists()
+    monkeypatch.setattr(DecodeLike, "run", lambda self, start=None: starts.append(start) or run(self, start))
+    assert invoke(*arguments).exit_code == 0
+    assert sum(start is not None for start in starts) == 8  # every site was measured once
+    assert output.exists()
+    assert not state.exists()
 
 
 def test_calibrate_writes_counts(folder, text, tmp_path):

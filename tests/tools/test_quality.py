@@ -1,15 +1,17 @@
 """The results page and the measurements it is made of."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from tests.models import quantized_tiny_llama, random_tokens, tiny_llama
+from tests.models import WORDS, quantized_tiny_llama, random_tokens, tiny_llama
 from zigpass.config import ZigzagConfig
 from zigpass.linear import find_linears
 from zigpass.tools import quality
-from zigpass.tools.measure_quality import Measurement, measure_quality
+from zigpass.tools.measure_quality import Measurement, Row, measure_quality
 from zigpass.tools.measure_quantizers import QuantizerMeasurement, measure_quantizers
-from zigpass.tools.quality_page import GOALS, quality_page
+from zigpass.tools.quality_page import GOALS, quality_page, slug
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,7 @@ def measurement():
         quantized_tiny_llama(),
         random_tokens(1000),
         random_tokens(500, seed=1),
-        names=("SmolLM2-135M-tiny", "some text", "another text"),
+        names=("SmolLM2-135M-tiny", "some.txt", "another text.txt"),
         targets=(0.25, 0.5),
         combinations=(("magnitude", "measured"), ("magnitude", "uniform"), ("column_norm", "uniform")),
         window=64,
@@ -55,7 +57,7 @@ def test_the_page_shows_every_row_and_the_goals(measurement, quantizers):
             for line in lines
         )
     default = measurement.rows[0]
-    kl, top1 = GOALS[0.25]
+    kl, top1 = GOALS["SmolLM2-135M"][0.25]
     met = "yes" if default.kl <= kl and default.top1 >= top1 else "no"
     assert f"| 25% | {kl} | {default.kl:.4f} | {top1:.0%} | {default.top1:.1%} | {met} |" in lines
     assert "| uniform, column_norm | " in page
@@ -66,13 +68,58 @@ def test_the_page_shows_every_row_and_the_goals(measurement, quantizers):
 def test_the_page_is_written_from_the_files(measurement, quantizers, tmp_path):
     pytest.importorskip("matplotlib")
     results = tmp_path / "tools" / "results"
-    measurement.save(results / "quality-SmolLM2-135M-tiny.json")
+    measurement.save(results / f"{slug(measurement)}.json")
     quantizers.save(results / "quantizers-tiny.json")
-    assert Measurement.load(results / "quality-SmolLM2-135M-tiny.json") == measurement
+    assert Measurement.load(results / f"{slug(measurement)}.json") == measurement
     assert QuantizerMeasurement.load(results / "quantizers-tiny.json") == quantizers
     quality.write_page(tmp_path)
     assert (tmp_path / "docs" / "quality.md").read_text() == quality_page([measurement], [quantizers])
-    assert (tmp_path / "docs" / "quality-SmolLM2-135M-tiny.png").stat().st_size > 1000
+    assert (tmp_path / "docs" / "quality-SmolLM2-135M-tiny-another-text.png").stat().st_size > 1000
+
+
+def test_one_command_measures_a_folder_on_each_text(folder, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    files = [tmp_path / name for name in ("fit.txt", "a.txt", "b c.txt")]
+    for seed, file in enumerate(files):
+        file.write_text(" ".join(WORDS[token] for token in random_tokens(2600, seed=seed).tolist()), encoding="utf-8")
+    monkeypatch.setattr(quality, "TARGETS", (0.3,))
+    monkeypatch.setattr(quality, "COMBINATIONS", (("magnitude", "uniform"), ("top_k", "uniform")))
+    quality.quality(folder, text=files[1:], calibration=files[:1], windows=2, output=tmp_path, bits=4, group_size=32)
+    page = (tmp_path / "docs" / "quality.md").read_text()
+    for text, name in (("a.txt", "a"), ("b c.txt", "b-c")):
+        assert f"## {folder.name} on {text}" in page
+        file = f"quality-{folder.name}-{name}"
+        measurement = Measurement.load(tmp_path / "tools" / "results" / f"{file}.json")
+        assert [row.rule for row in measurement.rows] == ["magnitude", "top_k"]
+        assert (measurement.held_out_text, measurement.scored_tokens) == (text, 2 * 255)
+        assert (tmp_path / "docs" / f"{file}.png").is_file()
+
+
+def rows(*kls_by_allocation):
+    """Rows at 50 % whose windows have these KLs."""
+    return [
+        Row(0.5, "magnitude", allocation, allocation, 0, 0, 0.5, 0, 1, 0, 0, sum(kls) / len(kls), 0, 1, 0, kls)
+        for allocation, kls in kls_by_allocation
+    ]
+
+
+@pytest.mark.parametrize(
+    ("default", "verdict"),
+    [
+        ((0.1, 0.2), "the best"),
+        ((0.19, 0.33), "within one standard error of the best, uniform"),
+        ((0.3, 0.41), "0.1050 ± 0.0050 behind the best, uniform"),
+    ],
+)
+def test_the_page_says_whether_the_default_is_the_best(measurement, default, verdict):
+    own = rows(("measured", default), ("uniform", (0.2, 0.3)), ("teal", (0.5, 0.5)))
+    assert f"at 50% the default is {verdict}." in quality_page([dataclasses.replace(measurement, rows=own)], [])
+
+
+def test_a_goal_may_lack_a_top1(measurement):
+    own = rows(("measured", (0.35, 0.36)), ("uniform", (0.4, 0.4)))
+    page = quality_page([dataclasses.replace(measurement, model="gemma-3-270m", rows=own)], [])
+    assert "| 50% | 0.36 | 0.3550 | - | 100.0% | yes |" in page
 
 
 def test_quantizers_start_from_the_same_weights(quantizers):

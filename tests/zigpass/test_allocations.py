@@ -92,15 +92,30 @@ def test_a_site_that_is_mostly_zero_is_probed_among_its_other_entries():
     assert all(0.5 < site.target_sparsity < 0.95 for name, site in measured.sites.items() if name.endswith("mlp_mid"))
 
 
+def spread_with_held_out_kls(monkeypatch, *kls):
+    values = iter(kls)
+    monkeypatch.setattr(Calibration, "held_out_kl", lambda self, rule, sparsity: next(values))
+    return calibrate(uneven_llama(), TEXT, 0.5, **OPTIONS)
+
+
 def test_measured_gives_way_to_uniform_where_it_loses_more(monkeypatch, caplog):
-    kls = iter([0.3, 0.2])
-    monkeypatch.setattr(Calibration, "held_out_kl", lambda self, rule, sparsity: next(kls))
     with caplog.at_level(logging.WARNING, "zigpass.calibrate"):
-        thresholds = calibrate(uneven_llama(), TEXT, 0.5, **OPTIONS)
+        thresholds = spread_with_held_out_kls(monkeypatch, 0.3, 0.25, 0.2)
     assert thresholds.allocation == "uniform"
     assert all(site.target_sparsity == pytest.approx(0.5) for site in thresholds.sites.values())
-    assert "loses more than the uniform one" in caplog.text
+    assert "loses more than the uniform one on held-out calibration text (KL 0.2500 and 0.2000" in caplog.text
     assert "uniform is used" in caplog.text
+
+
+def test_measured_goes_half_of_the_way_where_that_loses_least(monkeypatch, caplog):
+    with caplog.at_level(logging.WARNING, "zigpass.calibrate"):
+        half = spread_with_held_out_kls(monkeypatch, 0.3, 0.1, 0.2)
+    whole = spread_with_held_out_kls(monkeypatch, 0.1, 0.3, 0.2)
+    assert half.allocation == whole.allocation == "measured"
+    assert not caplog.text
+    assert max(abs(site.target_sparsity - 0.5) for site in whole.sites.values()) > 0.3
+    for name, site in half.sites.items():
+        assert site.target_sparsity == pytest.approx((0.5 + whole.sites[name].target_sparsity) / 2)
 
 
 def test_a_measurement_in_the_middle_equals_one_from_the_start(monkeypatch):
@@ -151,7 +166,7 @@ def test_a_text_of_one_window_can_be_calibrated_uniformly_only():
     model = quantized_tiny_llama()
     with pytest.raises(ZigpassError, match="needs a text of at least two windows of 96 tokens"):
         calibrate(model, TEXT[:150], 0.5, **OPTIONS)
-    assert calibrate(model, TEXT[:150], 0.5, allocation="uniform", **OPTIONS).num_tokens == 47
+    assert calibrate(model, TEXT[:150], 0.5, allocation="uniform", **OPTIONS).num_tokens == 23
 
 
 def test_a_model_without_a_cache_can_be_calibrated_uniformly_only():
@@ -164,11 +179,11 @@ def test_a_model_without_a_cache_can_be_calibrated_uniformly_only():
             return self.up_proj(self.embed(ids))
 
     model = quantize_(Plain(), ZigzagConfig(group_size=8), progress=False)
-    with pytest.raises(ZigpassError, match="Plain takes no past_key_values"):
+    with pytest.raises(ZigpassError, match="Plain takes no key-value cache"):
         calibrate(model, TEXT, **OPTIONS)
     with pytest.raises(ZigpassError, match="mlp_in is in no repeated block of the model"):
         calibrate(model, TEXT, allocation="teal", **OPTIONS)
-    with pytest.raises(ZigpassError, match="Plain takes no past_key_values"):
+    with pytest.raises(ZigpassError, match="Plain takes no key-value cache"):
         calibrate(model, TEXT, allocation="uniform", recalibrate=True, **OPTIONS)
     assert calibrate(model, TEXT, allocation="uniform", **OPTIONS).sites.keys() == {"mlp_in"}
 
@@ -212,8 +227,9 @@ def test_thresholds_are_placed_on_activations_after_sparse_sites():
             total[site.name] += x.numel()
 
         thresholds.apply(model)
-        for ids in calibration(model).windows:
-            run = DecodeLike(model, ids[None], 48)
+        own = calibration(model)
+        for ids in own.windows:
+            run = DecodeLike(model, ids[None, : own.decoded], own.prefix)
             with observe_sites(site_readers(model), count):
                 run.run()
         return {name: below[name] / total[name] for name in total}

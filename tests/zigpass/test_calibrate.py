@@ -44,7 +44,7 @@ def test_thresholds_are_set_on_the_model_and_repeat():
     for name, site in find_sites(model).items():
         assert torch.equal(site.threshold, first.sites[name].threshold)
         assert torch.equal(first.sites[name].threshold, second.sites[name].threshold)
-    assert first.num_tokens == 4 * (96 - 48 - 1)
+    assert first.num_tokens == 4 * (72 - 48 - 1)
     assert run(model, recalibrate=False).num_tokens == 4 * (96 - SKIPPED_POSITIONS)
     assert (first.fingerprint, first.text_hash) == (second.fingerprint, second.text_hash)
 
@@ -98,3 +98,19 @@ def test_a_site_that_never_runs_is_named():
     model = quantize_(Unused(), ZigzagConfig(group_size=8), progress=False)
     with pytest.raises(ZigpassError, match="never used these sites on the calibration text: unused"):
         run(model, allocation="uniform")
+
+
+def test_no_window_is_used_twice_and_probes_are_not_at_the_ends():
+    own = Calibration(quantized_tiny_llama(), torch.arange(20 * 40) % 97, window=40, num_windows=18, progress=False)
+    windows, held_out, probes = (
+        [tuple(ids.tolist()) for ids in part] for part in (own.windows, own.held_out, own.probe_windows)
+    )
+    assert (len(windows), len(held_out), len(probes)) == (18, 2, 3)
+    assert not set(windows) & set(held_out)
+    assert [windows.index(probe) for probe in probes] == [3, 9, 15]
+
+
+@pytest.mark.parametrize(("tokens", "counts"), [(40, (1, 0, 1)), (80, (1, 1, 1)), (120, (1, 2, 1)), (160, (2, 2, 2))])
+def test_short_texts_keep_at_least_one_window_to_count_in(tokens, counts):
+    own = Calibration(quantized_tiny_llama(), random_tokens(tokens), window=40, progress=False)
+    assert (len(own.windows), len(own.held_out), len(own.probe_windows)) == counts

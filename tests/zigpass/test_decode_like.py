@@ -51,6 +51,14 @@ def test_kl_is_per_window_and_zero_for_the_dense_model():
     assert torch.allclose(run.kl(other), expected, rtol=1e-4)
 
 
+def test_logits_that_are_not_finite_are_refused():
+    run = DecodeLike(quantized_tiny_llama(), IDS, 20)
+    other = run.dense.clone()
+    other[1, 3, 5] = torch.nan
+    with pytest.raises(ZigpassError, match=r"LlamaForCausalLM gives NaN or infinite logits in windows \[1\] of 3"):
+        run.kl(other)
+
+
 def test_a_model_without_a_cache_is_refused():
-    with pytest.raises(ZigpassError, match="Linear takes no past_key_values"):
+    with pytest.raises(ZigpassError, match="Linear takes no key-value cache"):
         check_causal_model(nn.Linear(2, 2))

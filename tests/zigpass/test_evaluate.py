@@ -1,4 +1,5 @@
 import math
+import sys
 
 import pytest
 import torch
@@ -89,6 +90,27 @@ def test_sparse_rows_is_undone_even_on_errors():
     with pytest.raises(ZeroDivisionError):
         fail()
     assert not any(site.mask_rows for site in find_sites(model).values())
+
+
+def test_windows_side_by_side_score_as_one_by_one(monkeypatch):
+    model = quantized_tiny_llama(threshold=0.2)
+    together = run(model)
+    monkeypatch.setattr(sys.modules["zigpass.evaluate"], "BATCH_BYTES", 1)
+    alone = run(model)
+    assert together.window_kls == pytest.approx(alone.window_kls, rel=1e-3)
+    assert len(set(alone.window_kls)) == 3
+    for name in ("dense_perplexity", "perplexity", "nll_error", "top1_agreement", "top1_error", "total_sparsity"):
+        assert getattr(together, name) == pytest.approx(getattr(alone, name), rel=1e-3), name
+    assert together.num_tokens == alone.num_tokens
+
+
+def test_nan_activations_name_the_site():
+    model = quantized_tiny_llama(threshold=0.1)
+    with torch.no_grad():
+        model.model.layers[1].post_attention_layernorm.weight[3] = torch.nan
+    with pytest.raises(ZigpassError, match=r"model.layers.1.mlp.mlp_in: the activations hold NaN"):
+        run(model)
+    assert all(site.threshold.tolist() == pytest.approx([0.1]) for site in find_sites(model).values())
 
 
 def test_unusable_settings_are_refused():

@@ -23,6 +23,9 @@ logger = logging.getLogger("zigpass.calibrate")
 PROBE_SPARSITY = 0.5
 """Sparsity of the one site that is measured, among its entries that are not 0 anyway. What it costs at other sparsities
 follows from the energy of the entries that are dropped."""
+SHARES = (1.0, 0.5)
+"""How far from uniform to the measured spread the candidates go. Where both ends lose the same, as on Gemma-3-270m at
+50 %, the middle loses less than either."""
 NOTHING = 1e-30
 """Magnitudes below this count as 0."""
 
@@ -38,8 +41,8 @@ class Measured:
     Equalizing what sites cost at the margin of the joint run, measured by gradients or by leaving groups of sites
     dense, makes it worse (0.29 to 0.40): errors of early layers saturate there, so that more of them looks free.
 
-    The result is run once against `Uniform` on calibration text that was not used so far; where it does not lose less,
-    uniform is used.
+    The result, the middle between it and `Uniform`, and uniform itself are run once each on calibration text that was
+    not used so far, and the one that loses least is taken; uniform is said.
     """
 
     name = "measured"
@@ -60,17 +63,28 @@ class Measured:
             # A site that costs nothing is as sparse as its cap allows.
             return scores[name].fraction_below(level / weight[name]) if weight.get(name) else 1.0
 
-        found = Spread(budget.fill(sparsity_at), self.name)
-        kl_found, kl_uniform = (calibration.held_out_kl(rule, spread.sparsity) for spread in (found, uniform))
-        logger.info("held-out calibration text: KL %.4f measured, %.4f uniform", kl_found, kl_uniform)
-        if kl_found < kl_uniform:
-            return found
-        logger.warning(
-            "the measured allocation loses more than the uniform one on held-out calibration text (KL %.4f and %.4f"
-            " nats): uniform is used",
-            kl_found, kl_uniform,
+        found = budget.fill(sparsity_at)
+        candidates = [Spread(_between(uniform.sparsity, found, share), self.name) for share in SHARES]
+        candidates.append(uniform)
+        kls = [calibration.held_out_kl(rule, candidate.sparsity) for candidate in candidates]
+        *measured_kls, uniform_kl = kls
+        logger.info(
+            "held-out calibration text: KL %s at shares %s of the way from uniform, %.4f uniform",
+            ", ".join(f"{value:.4f}" for value in measured_kls), SHARES, uniform_kl,
         )  # fmt: skip
-        return uniform
+        best = candidates[kls.index(min(kls))]
+        if best is uniform:
+            logger.warning(
+                "the measured allocation loses more than the uniform one on held-out calibration text (KL %.4f and"
+                " %.4f nats): uniform is used",
+                min(measured_kls), uniform_kl,
+            )  # fmt: skip
+        return best
+
+
+def _between(start: dict[str, float], end: dict[str, float], share: float) -> dict[str, float]:
+    """Sparsities on the way from one spread to another; budget, pins and caps hold on all of it."""
+    return {name: start[name] + share * (end[name] - start[name]) for name in start}
 
 
 def _probe_sparsity(scores: MagnitudeHistogram) -> float:
@@ -89,7 +103,7 @@ def measure_sites(calibration: Calibration, rule: Rule, names: list[str]) -> dic
         blocks = calibration.block_of_site
         probe = DecodeLike(
             calibration.model,
-            calibration.probe_windows,
+            calibration.probe_windows[:, : calibration.decoded],
             calibration.prefix,
             list(dict.fromkeys(block for block in blocks.values() if block)),
         )

@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from zigpass.cache_argument import cache_argument
 from zigpass.runtime import ZigpassError
 
 # Sizes of the traced example; all differ, so that no two dimensions are taken for one.
@@ -98,7 +99,8 @@ def is_causal_lm(model: nn.Module) -> bool:
     return (
         hasattr(model, "config")
         and callable(getattr(model, "get_output_embeddings", None))
-        and {"input_ids", "past_key_values"} <= set(inspect.signature(model.forward).parameters)
+        and "input_ids" in inspect.signature(model.forward).parameters
+        and cache_argument(model) is not None
     )
 
 
