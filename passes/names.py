@@ -6,7 +6,8 @@ import re
 
 from torch.fx import Node
 
-_ROOT = re.compile(r"^[LG]\['\w+'\](\.__closure__\[\d+\]\.cell_contents)?\.?")
+# A forward that is wrapped as (*args) is at L['args'][0] (transformers 5.24).
+_ROOT = re.compile(r"^[LG]\['\w+'\](\[\d+\])?(\.__closure__\[\d+\]\.cell_contents)?\.?")
 _CHILD = re.compile(r"\._modules\['([^']+)'\]|\[['\"]?([^'\"\]]+)['\"]?\]")
 
 

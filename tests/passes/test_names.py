@@ -7,6 +7,7 @@ from zigpass.passes.names import joined
 @pytest.mark.parametrize(
     ("path", "name"),
     [
+        ("L['args'][0].model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj"),
         ("L['self'].model.layers.0.mlp", "model.layers.0.mlp"),
         ("L['model']._modules['layers']._modules['3'].down_proj", "layers.3.down_proj"),
         ("L['fn'].__closure__[0].cell_contents.up_proj", "up_proj"),
