@@ -59,7 +59,7 @@ def test_bench_and_roofline_read_both_kinds_of_files(tmp_path):
 
 
 def test_quality(tmp_path):
-    assert draw(tmp_path, "quality", RESULTS / "quality-SmolLM2-135M-Instruct.json")[0] > 800
+    assert draw(tmp_path, "quality", RESULTS / "quality-SmolLM2-135M-Instruct-lcet10.json")[0] > 800
 
 
 def test_points_are_what_the_files_say():
