@@ -1,5 +1,5 @@
-// scale_axis "in": a scale and a zero per (row, group). Every warp copies those of its rows to shared memory a unit ahead,
-// and they enter once a unit: out += scale * (sum of code * x - zero * sum of x).
+// scale_axis "in": a scale and a zero per (row, group). Every warp copies those of its rows to shared memory two units
+// ahead, and they enter once a unit: out += scale * (sum of code * x - zero * sum of x).
 #pragma once
 
 constexpr int SETS = FIELDS / 2 * (4 / SHARING);
@@ -165,7 +165,8 @@ DEVICE void Sums::add_column(const Arguments& a, const Tile& t, const u8* codes,
 // Adds the steps of a column warp's list to `sums`. The first `own_first` are of the first piece; when that closes, its
 // sums go to shared memory, and `sums` goes on with the second.
 DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cut& cut, const Source& first,
-                       const Source& second, Sums& sums, int row_warp, int column_warp, int steps, int own_first, int units, float unscale) {
+                       const Source& second, Sums& sums, int row_warp, int column_warp, int steps, int own_first,
+                       int units, float unscale) {
   const int g = threadIdx.x % 32 / 4;
   const u16* parts = list.parts[g % TAKEN / 2][g % 2];
   u32 keep[SHARING];
@@ -202,11 +203,14 @@ DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cu
   stage(0);
   stage(1);
   bool open = cut.first_closes;
-  if (open && own_first == 0) {
-    sums.store(s.reduced_first, row_warp, column_warp);
-    sums.clear();
-    open = false;
-  }
+  auto close_first_at = [&](int step) {
+    if (open && step == own_first) {
+      sums.store(s.reduced_first, row_warp, column_warp);
+      sums.clear();
+      open = false;
+    }
+  };
+  close_first_at(0);
   Products products;
   products.clear();
   int step = 0, unit = 0, stop = steps ? list.units[0] & 0xffff : 0;
@@ -226,11 +230,7 @@ DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cu
           stage(unit + 2);
           ++unit;
           if (step < steps) stop = list.units[unit] & 0xffff;
-          if (open && step == own_first) {
-            sums.store(s.reduced_first, row_warp, column_warp);
-            sums.clear();
-            open = false;
-          }
+          close_first_at(step);
         }
       }
     }

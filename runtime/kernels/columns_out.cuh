@@ -110,6 +110,14 @@ struct Products {
   }
 };
 
+// Records of a column in the band of a tile, each for 256 rows; full bands hold as many as any, the last one may hold fewer.
+DEVICE int records_per_column(const Tile& t) { return div_up(t.band_start + t.band_rows, 256) - t.band_start / 256; }
+
+// The record of a row in the first column of its band.
+DEVICE u64 first_record(const Arguments& a, const Tile& t, int row) {
+  return (u64)t.band * div_up(a.weights[t.weight].band, 256) * a.k + row / 256 - t.band_start / 256;
+}
+
 // Where a lane reads the codes and, as a result column, the records of a tile.
 struct Source {
   const u8* base;
@@ -128,12 +136,10 @@ struct Source {
     stride = u32(t.band_rows) * BITS / 8;
     base = static_cast<const u8*>(w.codes) + (u64)t.band_start * a.k * BITS / 8 + warp_row * BITS / 8 + g * 16;
     // The lane as a result column: block g % 2 of 128 rows, and in it the (g / 2)-th block of 32.
-    const int row = t.band_start + warp_row + g % 2 * BLOCK_ROWS, first_record = t.band_start / 256;
+    const int row = t.band_start + warp_row + g % 2 * BLOCK_ROWS;
     block_exists = row_warp * WARP_ROWS + g % 2 * BLOCK_ROWS < t.rows;
-    const int per_band = div_up(w.band, 256);  // records of a column in full bands; the last one may hold fewer
-    const int per_column = div_up(t.band_start + t.band_rows, 256) - first_record;
-    records = static_cast<const u8*>(w.scale) + 16 * ((u64)t.band * per_band * a.k + row / 256 - first_record);
-    record_stride = 16 * per_column;
+    records = static_cast<const u8*>(w.scale) + 16 * first_record(a, t, row);
+    record_stride = 16 * records_per_column(t);
     nibble = 4 * (row / 128 % 2 * 4 + g / 2);
   }
 };
@@ -141,10 +147,8 @@ struct Source {
 DEVICE void Sums::add_column(const Arguments& a, const Tile& t, const u8* codes, int column, float x, int row_warp) {
   // The record of the lane's own rows, which are those of `lane_block`; `Source` has that of its result column.
   const int lane = threadIdx.x % 32, row = t.band_start + t.row + row_warp * WARP_ROWS + lane_block() * BLOCK_ROWS;
-  const Weight& w = a.weights[t.weight];
-  const u64 first = (u64)t.band * div_up(w.band, 256) * a.k;
-  const int first_record = t.band_start / 256, per_column = div_up(t.band_start + t.band_rows, 256) - first_record;
-  const uint4 r = static_cast<const uint4*>(w.scale)[first + (u64)column * per_column + row / 256 - first_record];
+  const uint4 r = static_cast<const uint4*>(
+      a.weights[t.weight].scale)[first_record(a, t, row) + (u64)column * records_per_column(t)];
   const int nibble = 4 * (row / 128 % 2 * 4 + lane % 4);
   const u32 top = r.w >> nibble;
   const float scale = from_f16(u16(r.x)) * small_float((r.y >> nibble & 15) | (top & 3) << 4);
