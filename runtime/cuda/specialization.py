@@ -5,11 +5,9 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 
-import torch
-
 from ..layout import Layout, round_up
 from .arguments import Arguments
-from .formats import FORMAT_BYTES, FORMATS, NONE
+from .formats import F32, FORMAT_BYTES, NONE
 
 STEP = 16
 """Columns of one tensor-core step; a unit of the active list starts at a multiple of it."""
@@ -121,7 +119,7 @@ class Gemv:
     @property
     def parts(self) -> int:
         """Half-precision parts of x: one holds what a 16-bit x or result does, where more parts cost more products."""
-        wide = FORMATS[torch.float32] in (self.x_format, self.out_format)
+        wide = F32 in (self.x_format, self.out_format)
         return 2 if wide or not self.kind.scale_axis_out else 1
 
     @property
