@@ -178,7 +178,8 @@ def test_what_is_not_finite_spreads_as_in_the_reference(value, scale_axis, dtype
         assert special.any()
         assert torch.equal(special, ~actual.isfinite())
         assert torch.equal(actual[special].nan_to_num(0.5, 1, -1), expected[special].nan_to_num(0.5, 1, -1))
-        assert_close(actual[~special], expected[~special], 2e-5 if dtype == torch.float32 else None)
+        if rows > 1:  # the other rows are finite; nothing is in the row itself
+            assert_close(actual[~special], expected[~special], 2e-5 if dtype == torch.float32 else None)
 
 
 def test_what_is_not_finite_in_the_middle_of_an_mlp_reaches_every_output():
