@@ -36,6 +36,11 @@ struct Records {
   uint4 column[4];
 };
 
+// Steps after those in registers that L2 is asked for. Scaled x takes so many registers that a warp holds fewer bytes of
+// codes than memory needs under way. An MLP 4096-14336 at 50 % on an H100: 36.5 us with 0, 34.4 with 1, 35.0 with 2, 36.7
+// with 4; dense 53.7, 51.1, 51.6, 54.5.
+constexpr int AHEAD = 1;
+
 DEVICE void load_records(Records& records, const u32 (&column)[4], const u8* base, u32 stride, bool exists) {
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
@@ -182,12 +187,24 @@ DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cu
       load_records(records, column, from.records, from.record_stride, from.block_exists);
       load_codes(codes, column, from.base, from.stride, from.exists);
     };
+    // A lane asks for its column's codes or records.
+    const int lane = threadIdx.x % 32;
+    const u8* asked = lane < STEP ? from.base : from.records;
+    const u32 asked_stride = lane < STEP ? from.stride : from.record_stride;
+    const bool asks = lane < STEP ? from.exists : from.block_exists;
+    auto ask = [&](int at) {
+      if (at >= stop) return;
+      const u32 column = list.columns[at * STEP + lane % STEP];
+      if (asks && column != PADDING) prefetch_l2(asked + (u64)column * asked_stride);
+    };
 #pragma unroll
     for (int d = 0; d < DEPTH; ++d) {
 #pragma unroll
       for (int c = 0; c < 4; ++c) ring[d].column[c] = make_uint4(0, 0, 0, 0);
       if (step + d < stop) load(ring[d], record_ring[d], step + d);
     }
+#pragma unroll
+    for (int d = 0; d < AHEAD; ++d) ask(step + DEPTH + d);
     Products products;
     products.clear();
     while (step < stop) {
@@ -196,6 +213,7 @@ DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cu
         if (step < stop) {
           products.add(ring[d], record_ring[d], list.entries[0], step, from.nibble, keep);
           if (step + DEPTH < stop) load(ring[d], record_ring[d], step + DEPTH);
+          ask(step + DEPTH + AHEAD);
           keep_step(column_warp);
           ++step;
         }

@@ -243,8 +243,8 @@ DEVICE int compact(Shared& s, List& list, const Domain& domain, const Unit& unit
     const int taken = __ffs(mine) - 1, of_tile = domain.word_of_tile(taken * UNIT_WORDS);
     const int start = __shfl_sync(ALL_LANES, unit.start, taken), stop = __shfl_sync(ALL_LANES, unit.end, taken);
     int at = (start - from) * STEP;  // may lie before the list
-    // Not unrolled: code that runs once costs more to fetch than to run.
-#pragma unroll 1
+    // Unrolled, so that the words wait for shared memory together: 0.1 us of a launch.
+#pragma unroll
     for (int w = 0; w < UNIT_WORDS; ++w) {
       const int word = taken * UNIT_WORDS + w;
       const u32 mask = s.masks[word];
