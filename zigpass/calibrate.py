@@ -57,7 +57,8 @@ def calibrate(
         texts: plain text to calibrate on, or token ids.
         target_sparsity: share of the code bytes of the chosen sites' weights that decoding should not read, in [0, 1).
         allocation: how the target is spread over the sites. "measured" runs the model once per site and equalizes what
-            each byte costs in KL, or takes "uniform" (and says so) where that loses less on held-out calibration text.
+            each byte costs in KL, tries the middles between that and the others, and takes what loses least on held-out
+            calibration text; where that is "uniform" it says so.
             "uniform" is the same sparsity everywhere and the fastest; "teal" and "sensitivity" are for comparison.
         rule: how entries are scored: "magnitude", "column_norm" (WINA) or "sensitivity".
         sites: which sites become sparse, by kind ("mlp_in", "mlp_mid", ...) or name pattern; None for all. The others

@@ -15,6 +15,7 @@ from zigpass.runtime import ZigpassError
 from .blocks import block_name
 from .decode_like import DecodeLike, check_causal_model, takes_cache
 from .fingerprint import weight_fingerprint
+from .heap import trim_heap
 from .gradients import squared_gradients
 from .histogram import MagnitudeHistogram
 from .linear import find_linears
@@ -155,6 +156,11 @@ class Calibration:
         return windows * (self.decoded - self.prefix - 1 if self.recalibrate else length - self.skip)
 
     @property
+    def blocks(self) -> list[str]:
+        """Names of the blocks that hold chosen sites, in the order of the module tree."""
+        return list(dict.fromkeys(block for block in self.block_of_site.values() if block))
+
+    @property
     def probe_windows(self) -> Tensor:
         """int64 [windows, T]: the few windows for measurements that run once per site."""
         return self.windows[_middles(len(self.windows), NUM_PROBES)]
@@ -193,10 +199,10 @@ class Calibration:
     def squared_gradients(self) -> dict[str, Tensor]:
         """Mean squared gradient of every column, by site."""
         if self._gradients is None:
-            windows = self.probe_windows
             with dense(self.model):
-                found = squared_gradients(self.model, self.readers, windows, self.skip, progress=self.progress)
-            self._gradients = found
+                self._gradients = squared_gradients(
+                    self.model, self.readers, self.probe_windows, self.skip, blocks=self.blocks, progress=self.progress
+                )
         return self._gradients
 
     def with_selection(self, selection: Selection) -> Calibration:
@@ -234,6 +240,7 @@ class Calibration:
             set_thresholds(self.all_sites, {})
             found = place_sparsely(self._decoding, self.readers, sparsity, self.weights_of(rule) or {})
         _raise_unused([name for name in sparsity if name not in found])
+        trim_heap()
         return found
 
     def held_out_kl(self, rule: Rule, sparsity: Mapping[str, float]) -> float:

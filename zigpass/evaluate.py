@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zigpass.runtime import ZigpassError
 
 from .decode_like import DecodeLike, check_causal_model
+from .heap import trim_heap
 from .histogram import NOT_FINITE
 from .observe import Readers, kept_thresholds, observe_sites, set_thresholds, site_readers
 from .progress import track
@@ -134,6 +135,7 @@ def evaluate_each(
                 if thresholds is not None:
                     set_thresholds(sites, {name: site.threshold for name, site in thresholds.sites.items()})
                 scores[key].append(_BatchScore(run, readers))
+            trim_heap()
     return {name: _quality(own, readers) for name, own in scores.items()}
 
 

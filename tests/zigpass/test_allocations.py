@@ -93,6 +93,7 @@ def test_a_site_that_is_mostly_zero_is_probed_among_its_other_entries():
 
 
 def spread_with_held_out_kls(monkeypatch, *kls):
+    """`kls` of the candidates: measured, half uniform, half sensitivity, uniform."""
     values = iter(kls)
     monkeypatch.setattr(Calibration, "held_out_kl", lambda self, rule, sparsity: next(values))
     return calibrate(uneven_llama(), TEXT, 0.5, **OPTIONS)
@@ -100,7 +101,7 @@ def spread_with_held_out_kls(monkeypatch, *kls):
 
 def test_measured_gives_way_to_uniform_where_it_loses_more(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "zigpass.calibrate"):
-        thresholds = spread_with_held_out_kls(monkeypatch, 0.3, 0.25, 0.2)
+        thresholds = spread_with_held_out_kls(monkeypatch, 0.3, 0.25, 0.28, 0.2)
     assert thresholds.allocation == "uniform"
     assert all(site.target_sparsity == pytest.approx(0.5) for site in thresholds.sites.values())
     assert "loses more than the uniform one on held-out calibration text (KL 0.2500 and 0.2000" in caplog.text
@@ -109,13 +110,30 @@ def test_measured_gives_way_to_uniform_where_it_loses_more(monkeypatch, caplog):
 
 def test_measured_goes_half_of_the_way_where_that_loses_least(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "zigpass.calibrate"):
-        half = spread_with_held_out_kls(monkeypatch, 0.3, 0.1, 0.2)
-    whole = spread_with_held_out_kls(monkeypatch, 0.1, 0.3, 0.2)
+        half = spread_with_held_out_kls(monkeypatch, 0.3, 0.1, 0.2, 0.2)
+    whole = spread_with_held_out_kls(monkeypatch, 0.1, 0.3, 0.2, 0.2)
     assert half.allocation == whole.allocation == "measured"
     assert not caplog.text
     assert max(abs(site.target_sparsity - 0.5) for site in whole.sites.values()) > 0.3
     for name, site in half.sites.items():
         assert site.target_sparsity == pytest.approx((0.5 + whole.sites[name].target_sparsity) / 2)
+
+
+def test_measured_goes_halfway_to_sensitivity_where_that_loses_least(monkeypatch):
+    half = spread_with_held_out_kls(monkeypatch, 0.3, 0.2, 0.1, 0.2)
+    whole = spread_with_held_out_kls(monkeypatch, 0.1, 0.3, 0.2, 0.2)
+    sensitive = calibrate(uneven_llama(), TEXT, 0.5, allocation="sensitivity", **OPTIONS)
+    assert half.allocation == "measured"
+    for name, site in half.sites.items():
+        ends = [other.sites[name].target_sparsity for other in (whole, sensitive)]
+        assert site.target_sparsity == pytest.approx(sum(ends) / 2)
+
+
+def test_a_model_that_cannot_be_differentiated_is_measured_all_the_same(monkeypatch, caplog):
+    monkeypatch.setattr(type(uneven_llama()), "get_input_embeddings", lambda self: None)
+    with caplog.at_level(logging.INFO, "zigpass.calibrate"):
+        assert spread_with_held_out_kls(monkeypatch, 0.1, 0.2, 0.3).allocation == "measured"
+    assert "no candidate by sensitivity: LlamaForCausalLM has no get_input_embeddings()" in caplog.text
 
 
 def test_a_measurement_in_the_middle_equals_one_from_the_start(monkeypatch):

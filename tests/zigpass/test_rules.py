@@ -69,6 +69,21 @@ def test_sensitivity_is_the_gradient_of_the_loss():
     assert float(found[name][5].sqrt()) == pytest.approx(abs(slope), rel=0.02, abs=1e-5)
 
 
+def test_blocks_that_run_twice_have_the_same_gradients():
+    from zigpass.gradients import squared_gradients
+
+    model = quantized_tiny_llama()
+    own = Calibration(model, TEXT, **OPTIONS)
+    assert own.blocks == ["model.layers.0", "model.layers.1"]
+    once, twice = (
+        squared_gradients(model, own.readers, own.probe_windows, 8, blocks=blocks, progress=False)
+        for blocks in ((), own.blocks)
+    )
+    for name, expected in once.items():
+        assert torch.equal(twice[name], expected), name
+        assert bool((expected > 0).all())
+
+
 def test_gradients_leave_the_model_as_it_was():
     model = quantized_tiny_llama()
     Calibration(model, TEXT, **OPTIONS).squared_gradients()
