@@ -24,6 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from zigpass.bytes_read import weight_bytes_per_token
+from zigpass.cache_argument import cache_arguments
 from zigpass.decode_step import WARM_UP_STEPS, DecodeStep
 from zigpass.inductor_options import DECODE_OPTIONS
 from zigpass.observe import device_of, observe_sites, site_readers
@@ -171,7 +172,7 @@ class DecodeBench:
         self.token = tokens[:, -1:]
         self.cache = StaticCache(config=config, max_cache_len=CACHE_LENGTH)
         with torch.inference_mode():
-            model(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+            model(tokens, **cache_arguments(model, self.cache), logits_to_keep=1)
         if backend == "zigpass":
             options = {"require_match": True, **(options or {})}
         compiled = torch.compile(model, backend=backend, fullgraph=True, options=options)
@@ -245,7 +246,7 @@ class DecodeBench:
 
     def _eager_step(self, token: Tensor) -> None:
         self.rewind()
-        self.model(token, past_key_values=self.cache, use_cache=True)
+        self.model(token, **cache_arguments(self.model, self.cache))
 
 
 def table_of(rows: list[Row]) -> Table:

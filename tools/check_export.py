@@ -23,6 +23,7 @@ import typer
 from rich.console import Console
 from torch import Tensor, nn
 
+from zigpass.cache_argument import cache_arguments
 from zigpass.calibrate import calibrate
 from zigpass.cli import run_script
 from zigpass.demo_checkpoint import find_checkpoint
@@ -92,7 +93,7 @@ class TorchModel:
     def __call__(self, ids: Tensor) -> Tensor:
         """Logits [T, vocabulary] of further tokens [1, T]."""
         with torch.inference_mode():
-            logits: Tensor = self.model(ids, past_key_values=self.cache, use_cache=True).logits[0]
+            logits: Tensor = self.model(ids, **cache_arguments(self.model, self.cache)).logits[0]
         return logits
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from zigpass.cache_argument import cache_argument
+from zigpass.cache_argument import cache_argument, cache_arguments
 from zigpass.config import ZigzagConfig
 from zigpass.load_gguf import load_gguf, load_gguf_tokenizer
 from zigpass.prepare import prepare, survey
@@ -178,5 +178,5 @@ def decode_step(model: nn.Module, tokens: int = 1) -> tuple[tuple[Any, ...], dic
     cache = StaticCache(config=model.config, max_cache_len=CACHE_LENGTH)
     first = torch.zeros((1, 1), dtype=torch.int64, device=next(model.parameters()).device)
     with torch.inference_mode():
-        model(first, past_key_values=cache, use_cache=True)  # gives the cache its tensors
-    return (first.expand(1, tokens).contiguous(),), {"past_key_values": cache, "use_cache": True}
+        model(first, **cache_arguments(model, cache))  # gives the cache its tensors
+    return (first.expand(1, tokens).contiguous(),), cache_arguments(model, cache)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zigpass.backend import ZigpassWarning
+from zigpass.cache_argument import cache_arguments
 from zigpass.explain import explain
 from zigpass.explain_report import Report
 from zigpass.float_linears import is_float_linear, weight_of
@@ -118,9 +119,10 @@ def _compare(family: str, representation: str, model: Any, reference: Any, expec
     for prefill, decode in ((model, compiled), (reference, reference)):
         cache = StaticCache(config=model.config, max_cache_len=16)
         with torch.inference_mode():
-            prefill(**decode_inputs(family, 0, PROMPT), past_key_values=cache)
-            logits.append(decode(**decode_inputs(family, PROMPT, PROMPT + 1), past_key_values=cache).logits)
-    report = explain(model, **decode_inputs(family, PROMPT, PROMPT + 1), past_key_values=cache)
+            prefill(**decode_inputs(family, 0, PROMPT), **cache_arguments(prefill, cache))
+            next_token = decode_inputs(family, PROMPT, PROMPT + 1)
+            logits.append(decode(**next_token, **cache_arguments(decode, cache)).logits)
+    report = explain(model, **decode_inputs(family, PROMPT, PROMPT + 1), **cache_arguments(model, cache))
     return _cell(family, representation, model, report, logits, expected)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -14,3 +16,14 @@ def cache_argument(model: nn.Module) -> str | None:
     """The name of the forward argument that takes the cache; None for a model that keeps none."""
     parameters = inspect.signature(model.forward).parameters
     return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
+
+
+def cache_arguments(model: Callable[..., Any], cache: Any) -> dict[str, Any]:
+    """Keyword arguments that let a model use and extend a cache, under the name that it has for it.
+
+    Args:
+        model: a causal language model, compiled or not; what hides its arguments gets the older name.
+    """
+    module = getattr(model, "_orig_mod", model)  # of torch.compile
+    name = cache_argument(module) if isinstance(module, nn.Module) else None
+    return {name or CACHE_ARGUMENTS[-1]: cache, "use_cache": True}

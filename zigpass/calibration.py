@@ -15,8 +15,8 @@ from zigpass.runtime import ZigpassError
 from .blocks import block_name
 from .decode_like import DecodeLike, check_causal_model, takes_cache
 from .fingerprint import weight_fingerprint
-from .heap import trim_heap
 from .gradients import squared_gradients
+from .heap import trim_heap
 from .histogram import MagnitudeHistogram
 from .linear import find_linears
 from .observe import (

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zigpass.runtime import ZigpassError
 
 from .blocks import BlockRecord
-from .cache_argument import CACHE_ARGUMENTS, cache_argument
+from .cache_argument import cache_argument, cache_arguments
 from .observe import device_of, sparse_rows, without_head
 from .sites import dense
 
@@ -91,8 +91,7 @@ class DecodeLike:
 
     def _run_rest(self, model: nn.Module) -> Any:
         cache = copy.deepcopy(self._cache)  # a run appends to it, and not every kind of cache can be cropped
-        name = cache_argument(model) or CACHE_ARGUMENTS[-1]  # a decoder that hides its arguments takes the old name
-        return model(self._rest, **{name: cache}, use_cache=True)
+        return model(self._rest, **cache_arguments(model, cache))
 
 
 def takes_cache(model: nn.Module) -> bool:

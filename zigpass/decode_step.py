@@ -15,8 +15,11 @@ from torch import Tensor
 
 from zigpass.runtime import ZigpassError
 
+from .cache_argument import cache_arguments
+
 Decode = Callable[..., Any]
-"""A causal language model, or what stands for it: `decode(token, past_key_values=cache, use_cache=True).logits`."""
+"""A causal language model, or what stands for it: `decode(token, past_key_values=cache, use_cache=True).logits`, where
+the cache may have the other name of `cache_argument`."""
 
 WARM_UP_STEPS = 2
 """Steps that run as they come before a graph is captured: they compile, load kernels and allocate workspaces."""
@@ -49,7 +52,7 @@ class DecodeStep:
 
     def __init__(self, decode: Decode, cache: Any, cuda_graph: bool) -> None:
         self.decode = decode
-        self.cache = cache
+        self._arguments = cache_arguments(decode, cache)
         self.cuda_graph = cuda_graph
         self.steps = 0
         self._captured: _Captured | None = None
@@ -71,7 +74,7 @@ class DecodeStep:
         return self._captured.replay()
 
     def _run(self, token: Tensor) -> Tensor:
-        logits: Tensor = self.decode(token, past_key_values=self.cache, use_cache=True).logits
+        logits: Tensor = self.decode(token, **self._arguments).logits
         return logits
 
     def _run_beside(self, token: Tensor) -> Tensor:

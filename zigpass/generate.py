@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zigpass.runtime import ZigpassError
 
+from .cache_argument import cache_arguments
 from .decode_step import Decode, DecodeStep
 from .decoded_tokens import decoded_tokens
 from .sampling import Sampling, TokenPicker
@@ -104,7 +105,7 @@ def generate(
         streamer.put(prompt.cpu())
     with torch.inference_mode():
         start = time.perf_counter()
-        token = picker.pick(model(prompt, past_key_values=cache, use_cache=True, logits_to_keep=1).logits)
+        token = picker.pick(model(prompt, **cache_arguments(model, cache), logits_to_keep=1).logits)
         first = int(token)
         prefill_seconds = time.perf_counter() - start
         following = decoded_tokens(step, picker, token, max_new_tokens - 1, STEPS_AHEAD if cuda_graph else 0)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from zigpass.cache_argument import cache_argument
+from zigpass.cache_argument import cache_argument, cache_arguments
 from zigpass.runtime import ZigpassError
 
 # Sizes of the traced example; all differ, so that no two dimensions are taken for one.
@@ -48,7 +48,7 @@ class CausalLM(nn.Module):
 
     def forward(self, ids: list[Tensor], past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         cache = _cache(past)
-        out = self.model(**dict(zip(self.ids, ids, strict=True)), past_key_values=cache, use_cache=True)
+        out = self.model(**dict(zip(self.ids, ids, strict=True)), **cache_arguments(self.model, cache))
         return out.logits, [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
 
     @property
@@ -115,7 +115,7 @@ def wrap_causal_lm(model: nn.Module) -> CausalLM:
     device = next(model.parameters()).device
     cache = DynamicCache()
     with torch.no_grad():
-        model(torch.zeros(1, 2, dtype=torch.int64, device=device), past_key_values=cache, use_cache=True)
+        model(torch.zeros(1, 2, dtype=torch.int64, device=device), **cache_arguments(model, cache))
     shapes = []
     for index, layer in enumerate(cache.layers):
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
