@@ -1,8 +1,12 @@
 """`zigpass evaluate` and `zigpass calibrate` on a tiny model in a Hugging Face folder."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -87,6 +91,28 @@ def test_calibrate_goes_on_after_ctrl_c(folder, text, tmp_path, monkeypatch):
     monkeypatch.setattr(DecodeLike, "run", lambda self, start=None: starts.append(start) or run(self, start))
     assert invoke(*arguments).exit_code == 0
     assert sum(start is not None for start in starts) == 8  # every site was measured once
+    assert output.exists()
+    assert not state.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to another process")
+def test_a_real_interrupt_keeps_what_was_measured(folder, text, tmp_path):
+    output = tmp_path / "found.safetensors"
+    state = Path(f"{output}.state")
+    arguments = ["--bits", "4", "--group-size", "32", "--calibration", text, "--output", output]
+    command = [sys.executable, "-m", "zigpass.tools.calibrate", folder, *arguments]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | WIDE)
+    while not state.exists() and running.poll() is None:
+        time.sleep(0.002)
+    running.send_signal(signal.SIGINT)
+    said, _ = running.communicate(timeout=120)
+    assert running.returncode == 130  # as shells count it: 128 + SIGINT
+    assert f"{state} keeps what was measured" in said
+    assert not output.exists()
+    kept = json.loads(state.read_text())["stages"]["measured magnitude"]
+    assert kept
+    again = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | WIDE)
+    assert "allocation" in again.stdout
     assert output.exists()
     assert not state.exists()
 
