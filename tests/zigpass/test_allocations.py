@@ -131,9 +131,17 @@ def test_measured_goes_halfway_to_sensitivity_where_that_loses_least(monkeypatch
 
 def test_a_model_that_cannot_be_differentiated_is_measured_all_the_same(monkeypatch, caplog):
     monkeypatch.setattr(type(uneven_llama()), "get_input_embeddings", lambda self: None)
-    with caplog.at_level(logging.INFO, "zigpass.calibrate"):
+    with caplog.at_level(logging.WARNING, "zigpass.calibrate"):
         assert spread_with_held_out_kls(monkeypatch, 0.1, 0.2, 0.3).allocation == "measured"
     assert "no candidate by sensitivity: LlamaForCausalLM has no get_input_embeddings()" in caplog.text
+
+
+def test_gradients_that_torch_refuses_leave_a_candidate_out(monkeypatch, caplog):
+    head = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: head(self, x).detach())  # the output head's
+    with caplog.at_level(logging.WARNING, "zigpass.calibrate"):
+        assert spread_with_held_out_kls(monkeypatch, 0.1, 0.2, 0.3).allocation == "measured"
+    assert "no candidate by sensitivity: element 0 of tensors does not require grad" in caplog.text
 
 
 def test_a_measurement_in_the_middle_equals_one_from_the_start(monkeypatch):

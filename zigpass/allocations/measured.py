@@ -86,11 +86,11 @@ class Measured:
 
 
 def _sensitivity(calibration: Calibration, rule: Rule, budget: Budget) -> Spread | None:
-    """The spread by sensitivity; None for a model that cannot be differentiated."""
+    """The spread by sensitivity; None, and a warning, for a model that cannot be differentiated here."""
     try:
         return SensitivityAllocation().spread(calibration, rule, budget)
-    except ZigpassError as error:
-        logger.info("no candidate by sensitivity: %s", error)
+    except (ZigpassError, RuntimeError) as error:  # RuntimeError: torch's, such as no gradient or no memory for it
+        logger.warning("no candidate by sensitivity: %s", error)
         return None
 
 
