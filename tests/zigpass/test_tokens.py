@@ -3,7 +3,7 @@ import torch
 
 from tests.models import tiny_llama
 from zigpass.runtime import ZigpassError
-from zigpass.tokens import encode, fingerprint_of, spread_windows
+from zigpass.tokens import encode, fingerprint_of, first_token, spread_windows
 
 
 class CountingTokenizer:
@@ -77,3 +77,17 @@ def test_a_text_shorter_than_a_window_is_refused():
 def test_fingerprint_tells_texts_apart():
     assert fingerprint_of(torch.arange(5)) == fingerprint_of(torch.arange(5))
     assert fingerprint_of(torch.arange(5)) != fingerprint_of(torch.arange(1, 6))
+
+
+def test_every_window_begins_as_a_text_does():
+    model = tiny_llama()
+    assert isinstance(model.config.bos_token_id, int)
+    text = torch.tensor([model.config.bos_token_id, *range(10, 40)])
+    first = first_token(text, model)
+    assert first == model.config.bos_token_id
+    windows = spread_windows(text, 11, 3, first)
+    assert windows.tolist() == [[first, *range(start, start + 10)] for start in (10, 20, 30)]
+    assert first_token(text[1:], model) is None
+    assert first_token(text, torch.nn.Linear(1, 1)) is None
+    with pytest.raises(ZigpassError, match="the text has 30 tokens, one window needs 31"):
+        spread_windows(text, 32, 1, first)
