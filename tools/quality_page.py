@@ -34,8 +34,9 @@ does; the second half runs sparsely, one threshold decision per token, as decodi
 - **realized** is the share of weight bytes that was not read on the held-out text; **worst site** is the largest
   distance of one site's realized sparsity from its target.
 - **bytes** are the packed weight bytes that one decoded token reads.
-- Held-out text decides nothing. What "measured" takes, its own spread, a middle or "uniform", is decided on windows of the
-  calibration text.
+- Held-out text decides nothing. What "measured" takes, its own spread, a middle or "uniform", is decided on windows of
+  the calibration text.
+- Where a model's tokenizer begins every text with a token, every window begins with it.
 - Rule **top_k** is magnitude with a fixed count of entries for every token; the others are thresholds, placed on
   activations of the calibration text as decoding makes them, after sparse sites.
 """
