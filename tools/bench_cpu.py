@@ -35,7 +35,7 @@ from zigpass.runtime.layout import round_up
 from zigpass.tools import bench_peers as peers
 from zigpass.tools.bench_overhead import overheads
 from zigpass.tools.bench_overhead import show as show_overheads
-from zigpass.tools.bench_timing import Timing, interleave
+from zigpass.tools.bench_timing import Timing, interleave, pin_to
 from zigpass.tools.provenance import provenance
 
 LARGE = ((4096, 11008), (11008, 4096), (4096, 14336), (14336, 4096))
@@ -64,9 +64,8 @@ def run(
     if activations not in ("float32", "int8"):
         raise ZigpassError(f"activations must be float32 or int8, got {activations!r}")
     torch.set_num_threads(threads)
-    if threads == 1 and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[core]})
+    if threads == 1:
+        pin_to(core)
     set_activation_dtype("int8" if activations == "int8" else "float32")
     console = Console()
     if not peers.has_onnxruntime():

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import tempfile
 import time
@@ -30,7 +29,7 @@ from zigpass.runtime import PackedWeight, ZigpassError
 from zigpass.sites import Site
 from zigpass.tools import bench_peers as peers
 from zigpass.tools.bench_cpu import MLP, RESULTS, machine, random_weight, threshold_for
-from zigpass.tools.bench_timing import Timing
+from zigpass.tools.bench_timing import Timing, pin_to
 
 SPARSITIES = (0.0, 0.5)
 COPIES = 3
@@ -76,9 +75,7 @@ def run(core: int, rounds: int, small: bool, out: Path | None) -> None:
     if not peers.has_onnxruntime():
         raise ZigpassError("onnx and onnxruntime are not installed: pip install 'zigpass[onnx]'")
     torch.set_num_threads(1)
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[core]})
+    pin_to(core)
     k, middle = (512, 1024) if small else MLP
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         rows = mlp_rows(k, middle, rounds, Path(folder))

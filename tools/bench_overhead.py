@@ -7,7 +7,6 @@ and the kernel by itself. The difference is the overhead: torch's dispatcher, ch
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from zigpass.runtime.cpu.bound import bind
 from zigpass.runtime.cpu.floats import BFLOAT16
 from zigpass.runtime.cpu.record import OUT, RECORD_FIELDS
 from zigpass.runtime.cpu.variants import current_variant
+from zigpass.tools.bench_timing import pin_to
 
 OPS = ("linear", "qkv", "gated_mlp")
 CALLS = 200
@@ -100,8 +100,7 @@ def _weight() -> tuple[list[Tensor], str]:
 def run(core: int, seconds: float) -> None:
     """Pin one thread, measure and print; the options of `zigpass bench overhead` say what the arguments mean."""
     torch.set_num_threads(1)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[core]})
+    pin_to(core)
     show(Console(), overheads(seconds))
 
 

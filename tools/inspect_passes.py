@@ -148,11 +148,10 @@ def profile(source: ModelSource, windows: int) -> tuple[list[SiteProfile], str]:
     model = source.model
     if source.tokenizer is None:
         return profile_sites(model, [lambda: model(*source.args, **source.kwargs)]), "the example call"
-    from zigpass.tokens import encode, first_token, spread_windows
+    from zigpass.tokens import text_windows
     from zigpass.tools.demo import topics
 
-    encoded = encode([topics()[1]], source.tokenizer, model)
-    ids = spread_windows(encoded, WINDOW, windows, first_token(encoded, model))
+    ids = text_windows([topics()[1]], source.tokenizer, model, WINDOW, windows)
     text = f"{ids.shape[0] * ids.shape[1] // 2} tokens of Python's documentation topics"
     return profile_sites(model, decode_steps(model, ids)), text
 

@@ -18,7 +18,7 @@ from zigpass.config import ZigzagConfig
 from zigpass.linear import find_linears
 from zigpass.progress import track
 from zigpass.quantize import quantize_
-from zigpass.tokens import first_token, spread_windows
+from zigpass.tokens import text_windows
 from zigpass.tools.provenance import provenance
 
 CONFIGS: dict[str, ZigzagConfig] = {
@@ -82,7 +82,7 @@ def measure_quantizers(
     Args:
         names: what to call the model, the calibration text and the held-out text.
     """
-    windows = spread_windows(held_out_ids, window, num_windows, first_token(held_out_ids, model))
+    windows = text_windows(held_out_ids, None, model, window, num_windows)
     reference = _log_probabilities(model, windows)
     rows = []
     for name, config in track(configs.items(), "quantizers", total=len(configs), show=progress):

@@ -35,7 +35,7 @@ from .rules import Rule
 from .site_selection import choose_sites
 from .sites import Site, dense
 from .thresholds import SiteThreshold
-from .tokens import Texts, encode, fingerprint_of, first_token, spread_windows
+from .tokens import Texts, fingerprint_of, text_windows
 
 SKIPPED_POSITIONS = 32
 """Positions at the start of each window that are not counted: the first tokens draw massive activations that say
@@ -130,7 +130,8 @@ class Calibration:
         }
         names = {linear: name for name, linear in find_linears(model)}
         self.block_of_site = {site.name: block_name(model, names[own[0]]) for site, own in self.readers.items()}
-        self.windows, self.held_out = _split(encode(texts, tokenizer, model), model, window, num_windows)
+        spread = text_windows(texts, tokenizer, model, window, num_windows + NUM_HELD_OUT)
+        self.windows, self.held_out = _split(spread)
         self.fingerprint = weight_fingerprint(model)
         self.text_hash = fingerprint_of(self.windows)
         self.state = StateFile(
@@ -274,9 +275,8 @@ def _raise_unused(names: Sequence[str]) -> None:
         raise ZigpassError(f"the model never used these sites on the calibration text: {', '.join(names)}")
 
 
-def _split(ids: Tensor, model: nn.Module, window: int, num_windows: int) -> tuple[Tensor, Tensor]:
+def _split(windows: Tensor) -> tuple[Tensor, Tensor]:
     """Windows to count in and windows to compare on, both spread over the text; the second may be empty."""
-    windows = spread_windows(ids, window, num_windows + NUM_HELD_OUT, first_token(ids, model))
     held_out = min(NUM_HELD_OUT, len(windows) - 1)
     chosen = _middles(len(windows), held_out)
     rest = [index for index in range(len(windows)) if index not in chosen]

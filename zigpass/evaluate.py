@@ -19,7 +19,7 @@ from .observe import Readers, kept_thresholds, observe_sites, set_thresholds, si
 from .progress import track
 from .sites import Site, find_sites
 from .thresholds import Thresholds
-from .tokens import Texts, encode, first_token, spread_windows, vocabulary_size
+from .tokens import Texts, text_windows, vocabulary_size
 
 BATCH_BYTES = 1 << 28
 """Log probabilities of the windows that run side by side; a few copies of them exist at a time. On SmolLM2 four windows
@@ -126,8 +126,7 @@ def evaluate_each(
     for thresholds in settings.values():
         if thresholds is not None:
             thresholds.check(model)
-    encoded = encode(texts, tokenizer, model)
-    windows = spread_windows(encoded, window, num_windows, first_token(encoded, model))
+    windows = text_windows(texts, tokenizer, model, window, num_windows)
     scores: dict[str, list[_BatchScore]] = {name: [] for name in settings}
     for ids in track(windows.split(_batch(model, window - prefix)), "evaluating", show=progress):
         run = DecodeLike(model, ids, prefix)

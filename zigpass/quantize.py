@@ -25,7 +25,7 @@ from .obstacles import find_obstacle
 from .progress import track
 from .quantizers import quantize_weight
 from .replace import SiteRegistry, replace_module
-from .tokens import Texts, encode, first_token, spread_windows
+from .tokens import Texts, text_windows
 
 logger = logging.getLogger("zigpass.quantize")
 
@@ -84,8 +84,7 @@ def quantize_(
     if any(layer_config.method == "gptq" for _, layer_config in chosen.values()):
         if calibration is None:
             raise ZigpassError('method "gptq" needs text to fit the weights to; pass calibration=, or use method="mse"')
-        ids = encode(calibration, tokenizer, model)
-        windows = spread_windows(ids, window, num_windows, first_token(ids, model))
+        windows = text_windows(calibration, tokenizer, model, window, num_windows)
         layers = layers_with_grams(model, list(chosen), windows, progress=progress)
     else:
         layers = ((name, None) for name in track(list(chosen), "quantizing", show=progress))

@@ -53,6 +53,22 @@ def join_texts(texts: str | Sequence[str]) -> str:
     return text
 
 
+def text_windows(texts: Texts, tokenizer: Any | None, model: nn.Module, length: int, count: int) -> Tensor:
+    """Up to `count` windows of `length` tokens, spread over a text, each beginning as a text of this model does.
+
+    Args:
+        texts, tokenizer: as for `encode`.
+
+    Returns:
+        int64 [windows, length].
+
+    Raises:
+        ZigpassError: as `encode` and `spread_windows` do.
+    """
+    ids = encode(texts, tokenizer, model)
+    return spread_windows(ids, length, count, first_token(ids, model))
+
+
 def spread_windows(ids: Tensor, length: int, count: int, first: int | None = None) -> Tensor:
     """Up to `count` windows of `length` tokens, evenly spread over the text, [windows, length].
 
