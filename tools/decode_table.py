@@ -22,12 +22,14 @@ def decode_table(
     """Print the rows of a result file as a Markdown table, or the launches of one decoder layer."""
     if not file.is_file():
         raise ZigpassError(f"there is no file {file}; `zigpass bench decode` writes one")
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    typer.echo("\n".join(layer_lines(rows, layer) if layer else table_lines(rows)))
+    result = json.loads(file.read_text(encoding="utf-8"))
+    typer.echo("\n".join(layer_lines(result["rows"], layer) if layer else table_lines(result)))
 
 
-def table_lines(rows: list[dict[str, Any]]) -> list[str]:
+def table_lines(result: dict[str, Any]) -> list[str]:
     """Markdown of all rows, those of one model together."""
+    rows = result["rows"]
+    whole = {model: shape["of_layers"] for model, shape in result["shapes"].items()}
     peers = {row["model"]: row["microseconds"] for row in rows if row["variant"] == "tinygemm"}
     header = ["model", "", *COLUMNS]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
@@ -40,7 +42,8 @@ def table_lines(rows: list[dict[str, Any]]) -> list[str]:
             *(f"{parts[name]:,.0f}" for name in ("linears", "attention", "head", "other", "gaps")),
             str(parts["kernels"]),
         ]
-        lines.append(f"| {row['model']} ({row['layers']} layers) | {row['variant']} | {' | '.join(values)} |")
+        of = f" of {whole[row['model']]}" if whole[row["model"]] else ""
+        lines.append(f"| {row['model']} ({row['layers']}{of} layers) | {row['variant']} | {' | '.join(values)} |")
     return lines
 
 
