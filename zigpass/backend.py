@@ -58,9 +58,23 @@ def zigpass_backend(
     _complain(contexts, settings)
     start = time.perf_counter()
     defaults = decode_options(contexts, example_inputs)
-    compiled = weights.bind(_compile(rewritten, weights.example_inputs, settings, defaults))
+    compiled = below_autograd(weights.bind(_compile(rewritten, weights.example_inputs, settings, defaults)))
     watch.compiled(contexts, rewriting, time.perf_counter() - start if settings.inner == "inductor" else None)
     return compiled
+
+
+def below_autograd(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """A graph without gradients, run so that autograd does not look at every call of an operator.
+
+    Under `torch.no_grad()`, which Hugging Face's `generate` uses, it would, in Python: 30 linears of 64 x 64 on a CPU
+    take 0.70 ms with it and 0.45 without. Under `torch.inference_mode()` it never does.
+    """
+
+    def run(*inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return compiled(*inputs)
+
+    return run
 
 
 def needs_gradient(example_inputs: Sequence[Any]) -> bool:

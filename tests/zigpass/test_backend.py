@@ -35,6 +35,31 @@ def test_torch_lists_it():
     assert "zigpass" in torch._dynamo.list_backends(exclude_tags=())
 
 
+@pytest.fixture
+def seen_by_autograd():
+    """An operator `zigpass_test::probe`, and for each of its calls whether autograd had its layer of dispatch."""
+    library, seen = torch.library.Library("zigpass_test", "FRAGMENT"), []
+    library.define("probe(Tensor x) -> Tensor")
+
+    def probe(x):
+        seen.append(not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality))
+        return x.clone()
+
+    library.impl("probe", probe, "CPU")
+    torch.library.register_fake("zigpass_test::probe", torch.empty_like, lib=library)
+    yield seen
+    library._destroy()
+
+
+@pytest.mark.parametrize("inner", ["eager", "inductor"])
+def test_autograd_does_not_look_at_ops_of_a_graph_without_gradients(inner, seen_by_autograd):
+    block, x = packed_block(lambda m, x: torch.ops.zigpass_test.probe(swiglu(m, x))), one_row()
+    compile_and_run(block, x, inner=inner)
+    with torch.no_grad():
+        block(x)
+    assert seen_by_autograd == [False, True]
+
+
 @pytest.mark.parametrize("inner", ["eager", "inductor"])
 def test_prepared_model(inner):
     block, x = packed_block(swiglu), one_row()
