@@ -65,22 +65,25 @@ def text_windows(texts: Texts, tokenizer: Any | None, model: nn.Module, length: 
     Raises:
         ZigpassError: as `encode` and `spread_windows` do.
     """
+    if not isinstance(texts, Tensor):
+        texts = join_texts(texts)
+        tokenizer = tokenizer or _tokenizer_of(model)
     ids = encode(texts, tokenizer, model)
-    return spread_windows(ids, length, count, first_token(ids, model))
+    return spread_windows(ids, length, count, first_tokens(ids, model, tokenizer))
 
 
-def spread_windows(ids: Tensor, length: int, count: int, first: int | None = None) -> Tensor:
+def spread_windows(ids: Tensor, length: int, count: int, first: Tensor | None = None) -> Tensor:
     """Up to `count` windows of `length` tokens, evenly spread over the text, [windows, length].
 
     Args:
-        first: a token of `first_token` that the text begins with; every window begins with it then.
+        first: `first_tokens` of the text; every window begins with them.
 
     Raises:
         ZigpassError: the text is shorter than one window.
     """
-    if first is not None:
-        rest = spread_windows(ids[1:], length - 1, count)
-        return torch.cat([rest.new_full((len(rest), 1), first), rest], dim=1)
+    if first is not None and len(first):
+        rest = spread_windows(ids[len(first) :], length - len(first), count)
+        return torch.cat([first.expand(len(rest), -1), rest], dim=1)
     available = ids.numel() // length
     if not available:
         raise ZigpassError(f"the text has {ids.numel()} tokens, one window needs {length}; pass a longer text")
@@ -89,14 +92,24 @@ def spread_windows(ids: Tensor, length: int, count: int, first: int | None = Non
     return torch.stack([ids[start : start + length] for start in starts])
 
 
-def first_token(ids: Tensor, model: nn.Module) -> int | None:
-    """The token that begins every text of this model, where its tokenizer has put it before these ids; else None.
+def first_tokens(ids: Tensor, model: nn.Module, tokenizer: Any | None = None) -> Tensor:
+    """The special tokens that a tokenizer has put before a text: one for most models, two for some, none for others.
 
-    A window from the middle of a text needs it too: without it the dense perplexity of Gemma-3-270m is 39 where it is
-    25 with it, because whatever comes first takes its part in attention.
+    A window from the middle of a text needs them too: without its one the dense perplexity of Gemma-3-270m is 39 where
+    it is 25 with it, because whatever comes first takes its part in attention.
+
+    Args:
+        ids: int64 [T], the whole text.
+        tokenizer: without one, only the model's own `bos_token_id` counts.
     """
-    token = getattr(getattr(model, "config", None), "bos_token_id", None)
-    return token if isinstance(token, int) and ids.numel() and int(ids[0]) == token else None
+    special = {
+        getattr(getattr(model, "config", None), "bos_token_id", None),
+        *getattr(tokenizer, "all_special_ids", []),
+    }
+    count = 0
+    while count < len(ids) and int(ids[count]) in special:
+        count += 1
+    return ids[:count]
 
 
 def fingerprint_of(ids: Tensor) -> str:

@@ -3,7 +3,7 @@ import torch
 
 from tests.models import tiny_llama
 from zigpass.runtime import ZigpassError
-from zigpass.tokens import encode, fingerprint_of, first_token, spread_windows
+from zigpass.tokens import encode, fingerprint_of, first_tokens, spread_windows
 
 
 class CountingTokenizer:
@@ -83,11 +83,28 @@ def test_every_window_begins_as_a_text_does():
     model = tiny_llama()
     assert isinstance(model.config.bos_token_id, int)
     text = torch.tensor([model.config.bos_token_id, *range(10, 40)])
-    first = first_token(text, model)
-    assert first == model.config.bos_token_id
+    first = first_tokens(text, model)
+    assert first.tolist() == [model.config.bos_token_id]
     windows = spread_windows(text, 11, 3, first)
-    assert windows.tolist() == [[first, *range(start, start + 10)] for start in (10, 20, 30)]
-    assert first_token(text[1:], model) is None
-    assert first_token(text, torch.nn.Linear(1, 1)) is None
+    assert windows.tolist() == [[*first.tolist(), *range(start, start + 10)] for start in (10, 20, 30)]
     with pytest.raises(ZigpassError, match="the text has 30 tokens, one window needs 31"):
         spread_windows(text, 32, 1, first)
+
+
+def test_a_text_may_begin_with_two_tokens(model):
+    class Tokenizer(CountingTokenizer):
+        all_special_ids = (90, 91, 92)
+
+    text = torch.tensor([90, 92, *range(10, 40)])
+    first = first_tokens(text, model, Tokenizer())
+    assert first.tolist() == [90, 92]
+    assert spread_windows(text, 12, 3, first).tolist() == [
+        [90, 92, *range(start, start + 10)] for start in (10, 20, 30)
+    ]
+
+
+def test_a_text_may_begin_with_its_own_words(model):
+    text = torch.arange(10, 40)
+    assert first_tokens(text, model).numel() == 0
+    assert first_tokens(text, torch.nn.Linear(1, 1)).numel() == 0
+    assert spread_windows(text, 10, 3, first_tokens(text, model)).tolist() == spread_windows(text, 10, 3).tolist()
