@@ -38,8 +38,9 @@ struct Records {
 
 // Steps after those in registers that L2 is asked for. Scaled x takes so many registers that a warp holds fewer bytes of
 // codes than memory needs under way. An MLP 4096-14336 at 50 % on an H100: 36.5 us with 0, 34.4 with 1, 35.0 with 2, 36.7
-// with 4; dense 53.7, 51.1, 51.6, 54.5.
-constexpr int AHEAD = 1;
+// with 4; dense 53.7, 51.1, 51.6, 54.5. With launch parameters tuned for each (`early` 128), 0.75 of the time at 50 % and
+// 0.25 of the dense one are 36.7 with 1, 36.2 with 2, 37.1 with 3.
+constexpr int AHEAD = 2;
 
 DEVICE void load_records(Records& records, const u32 (&column)[4], const u8* base, u32 stride, bool exists) {
 #pragma unroll
