@@ -13,7 +13,6 @@ from zigpass.allocations import ALLOCATIONS
 from zigpass.calibrate import check_target, find_allocation
 from zigpass.cli import run_script
 from zigpass.runtime import ZigpassError
-from zigpass.tokens import encode
 from zigpass.tools.load_model import load_model
 from zigpass.tools.measure_quality import Measurement, measure_quality, rule_and_selection
 from zigpass.tools.quality_options import (
@@ -72,9 +71,10 @@ def evaluate(
     loaded, tokenizer = load_model(path, quantization(bits, group_size, scale_axis))
     measurement = measure_quality(
         loaded,
-        encode(calibration_texts, tokenizer, loaded),
-        encode(held_out_texts, tokenizer, loaded),
+        calibration_texts,
+        held_out_texts,
         names=(path.stem, calibration_name, held_out_name),
+        tokenizer=tokenizer,
         targets=targets,
         combinations=combinations,
         recalibrate=recalibrate,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from torch import Tensor, nn
+from torch import nn
 
 from zigpass.bytes_read import weight_bytes_per_token
 from zigpass.calibrate import budget_of, find_allocation, find_rule, find_thresholds
@@ -19,6 +19,7 @@ from zigpass.evaluate import Quality, evaluate_each
 from zigpass.observe import kept_thresholds
 from zigpass.rules import Rule
 from zigpass.thresholds import Thresholds
+from zigpass.tokens import Texts, text_windows
 from zigpass.tools.lm_eval_tasks import run_tasks
 from zigpass.tools.provenance import provenance
 
@@ -133,9 +134,10 @@ def find_settings(
 def measure_settings(
     calibration: Calibration,
     settings: Sequence[Setting],
-    held_out_ids: Tensor,
+    held_out: Texts,
     *,
     names: tuple[str, str, str],
+    tokenizer: Any | None = None,
     num_windows: int = 8,
     lm_eval: tuple[Any, Sequence[str]] | None = None,
     progress: bool = True,
@@ -143,15 +145,16 @@ def measure_settings(
     """Evaluate all settings on the same windows of one held-out text, of the length that calibration had.
 
     Args:
-        held_out_ids: int64 [T].
+        held_out, tokenizer: as `texts` and `tokenizer` of `evaluate`.
         names: what to call the model, the calibration text and the held-out text.
         lm_eval: a tokenizer and tasks to run with lm-eval at every setting.
     """
     model, prefix = calibration.model, calibration.prefix
     qualities = evaluate_each(
         model,
-        held_out_ids,
+        held_out,
         {str(index): setting.thresholds for index, setting in enumerate(settings)},
+        tokenizer=tokenizer,
         prefix=prefix,
         window=calibration.windows.shape[1],
         num_windows=num_windows,
@@ -179,10 +182,11 @@ def measure_settings(
 
 def measure_quality(
     model: nn.Module,
-    calibration_ids: Tensor,
-    held_out_ids: Tensor,
+    calibration_texts: Texts,
+    held_out: Texts,
     *,
     names: tuple[str, str, str],
+    tokenizer: Any | None = None,
     targets: Sequence[float],
     combinations: Sequence[tuple[str, str]],
     recalibrate: bool | None = None,
@@ -195,15 +199,28 @@ def measure_quality(
     """`find_settings` on one text, then `measure_settings` on another.
 
     Args:
-        calibration_ids, held_out_ids: int64 [T].
-        recalibrate: as for `calibrate`.
+        calibration_texts, held_out, tokenizer, recalibrate: as for `calibrate` and `evaluate`.
     """
+    text_windows(held_out, tokenizer, model, window, num_windows)  # a text that does not do raises before the work
     calibration = Calibration(
-        model, calibration_ids, window=window, recalibrate=recalibrate, resume=resume, progress=progress
+        model,
+        calibration_texts,
+        tokenizer=tokenizer,
+        window=window,
+        recalibrate=recalibrate,
+        resume=resume,
+        progress=progress,
     )
     settings = find_settings(calibration, targets, combinations)
     return measure_settings(
-        calibration, settings, held_out_ids, names=names, num_windows=num_windows, lm_eval=lm_eval, progress=progress
+        calibration,
+        settings,
+        held_out,
+        names=names,
+        tokenizer=tokenizer,
+        num_windows=num_windows,
+        lm_eval=lm_eval,
+        progress=progress,
     )
 
 

@@ -16,7 +16,7 @@ from zigpass.allocations import ALLOCATIONS
 from zigpass.calibration import Calibration
 from zigpass.cli import run_script
 from zigpass.rules import RULES
-from zigpass.tokens import encode
+from zigpass.tokens import encode, text_windows
 from zigpass.tools.evaluate import quality_table
 from zigpass.tools.load_model import load_floats, load_model
 from zigpass.tools.measure_quality import TOP_K, Measurement, find_settings, measure_settings
@@ -82,12 +82,15 @@ def quality(
             found.save(results / f"quantizers-{name}.json")
         else:
             loaded, tokenizer = load_model(path, quantization(bits, group_size, scale_axis))
-            held_out_ids = {key: encode(texts, tokenizer, loaded) for key, texts in held_out.items()}
-            measured = Calibration(loaded, encode(calibration_texts, tokenizer, loaded), resume=resume)
+            measured = Calibration(loaded, calibration_texts, tokenizer=tokenizer, resume=resume)
+            for texts in held_out.values():  # one that does not do raises before the work
+                text_windows(texts, tokenizer, loaded, measured.windows.shape[1], windows)
             settings = find_settings(measured, TARGETS, COMBINATIONS)
-            for key, own in held_out_ids.items():
+            for key, texts in held_out.items():
                 names = (name, calibration_name, key)
-                measurement = measure_settings(measured, settings, own, names=names, num_windows=windows)
+                measurement = measure_settings(
+                    measured, settings, texts, names=names, tokenizer=tokenizer, num_windows=windows
+                )
                 measurement.save(results / f"{slug(measurement)}.json")
                 console.print(quality_table(measurement))
     write_page(output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from zigpass.runtime import ZigpassError
 
 Texts = str | Sequence[str] | Tensor
-"""A text, several texts (read as one, with a blank line between), or token ids that are already there."""
+"""A text, several texts, or token ids that are already there."""
 
 
 def encode(texts: Texts, tokenizer: Any | None, model: nn.Module) -> Tensor:
@@ -56,19 +57,34 @@ def join_texts(texts: str | Sequence[str]) -> str:
 def text_windows(texts: Texts, tokenizer: Any | None, model: nn.Module, length: int, count: int) -> Tensor:
     """Up to `count` windows of `length` tokens, spread over a text, each beginning as a text of this model does.
 
+    Of several texts, each gives the same number of windows, so that a long one does not drown the others. Texts too
+    short for that, such as the documents of a data set, are read as one, with a blank line between.
+
     Args:
         texts, tokenizer: as for `encode`.
 
     Returns:
-        int64 [windows, length].
+        int64 [windows, length], text by text.
 
     Raises:
         ZigpassError: as `encode` and `spread_windows` do.
     """
-    if not isinstance(texts, Tensor):
-        texts = join_texts(texts)
-        tokenizer = tokenizer or _tokenizer_of(model)
-    ids = encode(texts, tokenizer, model)
+    if isinstance(texts, Tensor):
+        return _windows_of(encode(texts, None, model), None, model, length, count)
+    whole = join_texts(texts)
+    tokenizer = tokenizer or _tokenizer_of(model)
+    parts = [] if isinstance(texts, str) else [text for text in texts if text.strip()]
+    if 1 < len(parts) <= count:
+        ends = [count * i // len(parts) for i in range(len(parts) + 1)]
+        shares = [end - start for start, end in itertools.pairwise(ends)]
+        encoded = [encode(text, tokenizer, model) for text in parts]
+        if all(ids.numel() >= share * length for ids, share in zip(encoded, shares, strict=True)):
+            windows = zip(encoded, shares, strict=True)
+            return torch.cat([_windows_of(ids, tokenizer, model, length, share) for ids, share in windows])
+    return _windows_of(encode(whole, tokenizer, model), tokenizer, model, length, count)
+
+
+def _windows_of(ids: Tensor, tokenizer: Any | None, model: nn.Module, length: int, count: int) -> Tensor:
     return spread_windows(ids, length, count, first_tokens(ids, model, tokenizer))
 
 
@@ -108,6 +124,7 @@ def first_tokens(ids: Tensor, model: nn.Module, tokenizer: Any | None = None) ->
     }
     count = 0
     while count < len(ids) and int(ids[count]) in special:
+        special.remove(int(ids[count]))  # what comes again is of the text
         count += 1
     return ids[:count]
 

@@ -3,7 +3,7 @@ import torch
 
 from tests.models import tiny_llama
 from zigpass.runtime import ZigpassError
-from zigpass.tokens import encode, fingerprint_of, first_tokens, spread_windows
+from zigpass.tokens import encode, fingerprint_of, first_tokens, spread_windows, text_windows
 
 
 class CountingTokenizer:
@@ -74,6 +74,21 @@ def test_a_text_shorter_than_a_window_is_refused():
         spread_windows(torch.arange(9), 10, 1)
 
 
+def words(length, count):
+    return " ".join(["x" * length] * count)
+
+
+def test_each_of_several_texts_gives_as_many_windows(model):
+    windows = text_windows([words(2, 1000), "", words(3, 60), words(4, 100)], CountingTokenizer(), model, 10, 7)
+    assert windows.tolist() == [[2] * 10] * 2 + [[3] * 10] * 2 + [[4] * 10] * 3
+
+
+@pytest.mark.parametrize("texts", [[words(2, 90), words(3, 10)], [words(i, 10) for i in range(2, 12)]])
+def test_short_texts_are_read_as_one(model, texts):
+    windows = text_windows(texts, CountingTokenizer(), model, 10, 4)
+    assert windows.tolist() == text_windows("\n".join(texts), CountingTokenizer(), model, 10, 4).tolist()
+
+
 def test_fingerprint_tells_texts_apart():
     assert fingerprint_of(torch.arange(5)) == fingerprint_of(torch.arange(5))
     assert fingerprint_of(torch.arange(5)) != fingerprint_of(torch.arange(1, 6))
@@ -101,6 +116,7 @@ def test_a_text_may_begin_with_two_tokens(model):
     assert spread_windows(text, 12, 3, first).tolist() == [
         [90, 92, *range(start, start + 10)] for start in (10, 20, 30)
     ]
+    assert first_tokens(torch.tensor([90, 90, 10]), model, Tokenizer()).tolist() == [90]
 
 
 def test_a_text_may_begin_with_its_own_words(model):
