@@ -19,7 +19,8 @@ Model = Annotated[
     ),
 ]
 CalibrationText = Annotated[
-    list[Path] | None, typer.Option("--calibration", help="Text file to calibrate on; may be given several times.")
+    list[Path] | None,
+    typer.Option("--calibration", help="Text file to calibrate on; several give the same number of windows each."),
 ]
 Encoding = Annotated[str, typer.Option(help="Encoding of the text files.")]
 Unwrap = Annotated[bool, typer.Option(help="Join the lines of each paragraph of the text files.")]

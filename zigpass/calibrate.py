@@ -54,7 +54,8 @@ def calibrate(
 
     Args:
         model: a prepared or quantized causal language model.
-        texts: plain text to calibrate on, or token ids.
+        texts: plain text to calibrate on, or token ids. Several kinds of text make thresholds hold on more texts; each
+            of several texts gives the same number of windows.
         target_sparsity: share of the code bytes of the chosen sites' weights that decoding should not read, in [0, 1).
         allocation: how the target is spread over the sites. "measured" runs the model once per site and equalizes what
             each byte costs in KL, tries the middles between that and the others, and takes what loses least on held-out

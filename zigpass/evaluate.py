@@ -74,7 +74,7 @@ def evaluate(
 
     Args:
         model: a prepared causal language model of the Hugging Face interface.
-        texts: held-out text, or token ids.
+        texts: held-out text, or token ids; each of several texts gives the same number of windows.
         tokenizer: as for `calibrate`.
 
     Raises:
