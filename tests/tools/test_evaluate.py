@@ -101,11 +101,15 @@ def test_a_real_interrupt_keeps_what_was_measured(folder, text, tmp_path):
     state = Path(f"{output}.state")
     arguments = ["--bits", "4", "--group-size", "32", "--calibration", text, "--output", output]
     command = [sys.executable, "-m", "zigpass.tools.calibrate", folder, *arguments]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | WIDE)
-    while not state.exists() and running.poll() is None:
-        time.sleep(0.002)
-    running.send_signal(signal.SIGINT)
-    said, _ = running.communicate(timeout=120)
+    for _ in range(5):  # on a busy machine so small a model may be done before it is interrupted
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | WIDE)
+        while not state.exists() and running.poll() is None:
+            time.sleep(0.002)
+        running.send_signal(signal.SIGINT)
+        said, _ = running.communicate(timeout=120)
+        if running.returncode != 0:
+            break
+        output.unlink()
     assert running.returncode == 130  # as shells count it: 128 + SIGINT
     assert f"{state} keeps what was measured" in said
     assert not output.exists()
