@@ -118,10 +118,10 @@ def first_tokens(ids: Tensor, model: nn.Module, tokenizer: Any | None = None) ->
         ids: int64 [T], the whole text.
         tokenizer: without one, only the model's own `bos_token_id` counts.
     """
-    special = {
-        getattr(getattr(model, "config", None), "bos_token_id", None),
-        *getattr(tokenizer, "all_special_ids", []),
-    }
+    special = set(getattr(tokenizer, "all_special_ids", []))
+    begin = getattr(getattr(model, "config", None), "bos_token_id", None)
+    if isinstance(begin, int):  # some configs hold a list, or nothing
+        special.add(begin)
     count = 0
     while count < len(ids) and int(ids[count]) in special:
         special.remove(int(ids[count]))  # what comes again is of the text

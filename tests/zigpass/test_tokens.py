@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -117,6 +119,12 @@ def test_a_text_may_begin_with_two_tokens(model):
         [90, 92, *range(start, start + 10)] for start in (10, 20, 30)
     ]
     assert first_tokens(torch.tensor([90, 90, 10]), model, Tokenizer()).tolist() == [90]
+
+
+def test_a_config_without_a_single_first_token_counts_none():
+    model = torch.nn.Linear(1, 1)
+    model.config = SimpleNamespace(bos_token_id=[10, 11])
+    assert first_tokens(torch.arange(10, 40), model).numel() == 0
 
 
 def test_a_text_may_begin_with_its_own_words(model):
