@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .direct import direct_call
 from .errors import ZigpassError
 from .layout import Layout
 from .reference import ACTIVATIONS, split_weights
@@ -182,5 +183,7 @@ def _on_first_call(device: str, name: str) -> Callable[..., Any]:
 for _name in ("linear", "qkv", "gated_mlp"):
     _library.impl(_name, _on_first_call("cpu", _name), "CPU")
     _library.impl(_name, _on_first_call("cuda", _name), "CUDA")
+    _packet = getattr(torch.ops.zigpass, _name)
+    _packet.direct_cpu = direct_call(_packet.default, _on_first_call("cpu", _name))
 
 __all__ = ["NAMESPACE", "SUPPORTED_DTYPES", "check_linear", "check_mlp", "reference"]

@@ -1,8 +1,9 @@
 """What a call of an operator costs on the CPU beside its kernel: `zigpass bench overhead`.
 
 The operators get weights of one row and one column, in lists of as many tensors as those of a model, so that hardly
-anything is left for the kernel to do. Timed in turns, in batches: a call of the operator, as a compiled graph makes it,
-and the kernel by itself. The difference is the overhead: torch's dispatcher, checks, the result's memory.
+anything is left for the kernel to do. Timed in turns, in batches: a call as a compiled graph makes it, one through
+torch's dispatcher as other code makes it, and the kernel by itself. The first less the last is the overhead of a
+compiled graph: checks, the addresses of all tensors, the result's memory.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ CALLS = 200
 
 
 def overheads(seconds: float) -> list[dict[str, Any]]:
-    """One row per operator: microseconds of a call, of its kernel, and the difference of the medians."""
+    """One row per operator: microseconds of a call, of its kernel, the difference of the medians, a dispatched call."""
     with torch.inference_mode():
         candidates = _candidates()
         samples: dict[str, list[float]] = {name: [] for name in candidates}
@@ -46,10 +47,12 @@ def overheads(seconds: float) -> list[dict[str, Any]]:
                 samples[name].append((time.perf_counter_ns() - begin) / 1000 / CALLS)
     rows = []
     for op in OPS:
-        whole, kernel = (statistics.median(samples[f"{op}{part}"]) for part in ("", " kernel"))
+        direct, dispatched, kernel = (
+            statistics.median(samples[f"{op}{part}"]) for part in ("", " dispatched", " kernel")
+        )
         rows.append({
-            "op": op, "call_us": round(whole, 2), "kernel_us": round(kernel, 2),
-            "overhead_us": round(whole - kernel, 2),
+            "op": op, "call_us": round(direct, 2), "kernel_us": round(kernel, 2),
+            "overhead_us": round(direct - kernel, 2), "dispatched_us": round(dispatched, 2),
         })  # fmt: skip
     return rows
 
@@ -68,8 +71,9 @@ def _candidates() -> dict[str, Callable[[], object]]:
     }
     found: dict[str, Callable[[], object]] = {}
     for op in OPS:
-        call, args = getattr(ops, op).default, arguments[op]
-        found[op] = lambda call=call, args=args: call(*args)  # type: ignore[misc]
+        packet, args = getattr(ops, op), arguments[op]
+        for name, call in ((op, packet.direct_cpu), (f"{op} dispatched", packet.default)):
+            found[name] = lambda call=call, args=args: call(*args)  # type: ignore[misc]
         found[f"{op} kernel"] = _kernel(op, x, t, lists, specs)
     return found
 
@@ -106,7 +110,8 @@ def run(core: int, seconds: float) -> None:
 
 def show(console: Console, rows: list[dict[str, Any]]) -> None:
     """Print the table of overheads."""
-    table = Table("operator", "call us", "kernel us", "overhead us")
+    table = Table("operator", "call us", "kernel us", "overhead us", "dispatched call us")
+    fields = ("call_us", "kernel_us", "overhead_us", "dispatched_us")
     for row in rows:
-        table.add_row(row["op"], *(f"{row[name]:.1f}" for name in ("call_us", "kernel_us", "overhead_us")))
+        table.add_row(row["op"], *(f"{row[field]:.1f}" for field in fields))
     console.print(table)

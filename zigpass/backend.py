@@ -20,6 +20,7 @@ from zigpass.passes import Context
 
 from .backend_error import BackendError
 from .compile_log import CompileLog
+from .inductor_calls import write_direct_calls
 from .inductor_options import decode_options
 from .options import BackendOptions, read_options
 from .rewrite_graph import count_packed, rewrite_graph, why_nothing
@@ -92,6 +93,7 @@ def _compile(
     from torch._inductor import list_mode_options
     from torch._inductor.compile_fx import compile_fx
 
+    write_direct_calls()
     mode = settings.mode if settings.mode != "default" else None
     patches = {**defaults, **(list_mode_options(mode) if mode else {}), **settings.inductor}
     compiled: Callable[..., Any] = compile_fx(gm, example_inputs, config_patches=patches or None)

@@ -17,6 +17,7 @@ from zigpass import passes
 from zigpass.passes import Context, PassError
 
 from .compile_log import CompileLog
+from .inductor_calls import write_direct_calls
 from .options import BackendOptions
 from .rewrite_graph import describe_kinds
 
@@ -42,6 +43,7 @@ class ZigzagPass(CustomGraphPass):  # type: ignore[misc]  # torch._inductor is n
             raise PassError("the graph does not belong to a GraphModule")
         if torch.is_grad_enabled() and _any_requires_grad(graph):
             return
+        write_direct_calls()
         watch = CompileLog(gm)
         context = passes.run(gm, Context(skip=self.skip, observe=watch.observe))
         watch.rewritten([context])
