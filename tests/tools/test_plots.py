@@ -13,7 +13,7 @@ from zigpass.tools.bench_files import read_points
 from zigpass.tools.plot_sparsity import read_sites
 
 RESULTS = Path(__file__).parent.parent.parent / "tools" / "results"
-CPU = RESULTS / "cpu-x86_64-avx512_vnni-float32-1t.json"
+CPU = RESULTS / "cpu-xeon-float32-1t.json"
 GPU = RESULTS / "gemv_h100.json"
 
 
