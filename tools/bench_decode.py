@@ -56,7 +56,7 @@ class Variant:
 VARIANTS: Final[dict[str, Variant]] = {
     "bf16": Variant(lambda: make_bfloat16, "inductor"),
     "tinygemm": Variant(lambda: make_tinygemm, "inductor"),
-    "tinygemm, our options": Variant(lambda: make_tinygemm, "inductor", DECODE_OPTIONS),
+    "tinygemm, our options": Variant(lambda: make_tinygemm, "inductor", DECODE_OPTIONS["cuda"]),
     "zigpass dense": Variant(lambda: zigzag_maker(sparse=False), "zigpass"),
     "sparse": Variant(lambda: zigzag_maker(sparse=True), "zigpass"),
 }

@@ -5,13 +5,13 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from tests.models import quantized_tiny_llama, random_tokens
-from zigpass import backend
 from zigpass.decode_step import DecodeStep
 from zigpass.inductor_options import DECODE_OPTIONS, decode_options
 from zigpass.passes import Context, Match
 
 MATCH = Match("linear", ("o_proj",), ((64, 64),), 2048, ("codes",))
-PLAIN = dict.fromkeys(DECODE_OPTIONS, False)
+ON_GPU, ON_CPU = DECODE_OPTIONS["cuda"], DECODE_OPTIONS["cpu"]
+PLAIN = dict.fromkeys(ON_GPU, False)
 
 
 def fake_input(device):
@@ -19,17 +19,20 @@ def fake_input(device):
         return torch.empty(1, 64, device=device)
 
 
-def test_a_graph_of_one_token_on_a_gpu_gets_them():
-    assert decode_options([Context(), Context(matches=[MATCH])], [3, fake_input("cuda")]) == DECODE_OPTIONS
+def test_a_graph_of_one_token_gets_those_of_its_device():
+    contexts = [Context(), Context(matches=[MATCH])]
+    assert decode_options(contexts, [3, fake_input("cuda")]) == ON_GPU
+    assert decode_options(contexts, [3, fake_input("cpu")]) == ON_CPU
+    assert decode_options(contexts, [fake_input("cpu"), fake_input("cuda")]) == ON_GPU
 
 
 def test_other_graphs_do_not():
     assert decode_options([Context()], [fake_input("cuda")]) == {}
-    assert decode_options([Context(matches=[MATCH])], [fake_input("cpu")]) == {}
+    assert decode_options([Context()], [fake_input("cpu")]) == {}
 
 
 def test_keys_that_inductor_does_not_have_are_left_out(monkeypatch):
-    monkeypatch.setitem(DECODE_OPTIONS, "triton.no_such_key", True)
+    monkeypatch.setitem(ON_GPU, "triton.no_such_key", True)
     assert "triton.no_such_key" not in decode_options([Context(matches=[MATCH])], [fake_input("cuda")])
 
 
@@ -44,13 +47,12 @@ def test_what_the_user_says_comes_first(monkeypatch):
         return gm.forward
 
     monkeypatch.setattr(compile_fx, "compile_fx", compiled)
-    monkeypatch.setattr(backend, "decode_options", lambda contexts, inputs: dict(DECODE_OPTIONS))
     model = quantized_tiny_llama()
-    for options in ({}, {"combo_kernels": False, "triton.enable_pdl": False}):
+    for options in ({}, {"size_asserts": True}):
         torch._dynamo.reset()
         with torch.inference_mode():
             torch.compile(model, backend="zigpass", options=options)(random_tokens(1)[None])
-    assert patches == [DECODE_OPTIONS, PLAIN]
+    assert patches == [ON_CPU, {"size_asserts": True}]
 
 
 @pytest.fixture
