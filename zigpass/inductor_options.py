@@ -1,10 +1,11 @@
 """What the backend asks of Inductor for a graph of one token, where what lies between the GEMVs counts.
 
-On a GPU, `combo_kernels` puts what is independent into one kernel: the rotary embedding of queries and keys, both writes
-into the cache and the mask. `triton.enable_pdl` lets Inductor's kernels start, on GPUs from sm_90 on, before the kernel
-in front has ended, as zigpass's own do. Measured on a step of eight layers of Llama-3-8B's shape at 50 %, H100, torch 2.11,
-microseconds: neither 684, the first 657, both 630. The first rounds some values at another place (logits of 24 tokens
-differ by 0.3 % of their norm, as bfloat16 does, and every most likely token is the same); the second changes no bit.
+On a GPU, `combo_kernels` puts what is independent into one kernel: the rotary embedding of queries and keys, both
+writes into the cache and the mask. `triton.enable_pdl` lets Inductor's kernels start, on GPUs from sm_90 on, before the
+kernel in front has ended, as zigpass's own do. Measured on a step of eight layers of Llama-3-8B's shape at 50 %, H100,
+torch 2.11, microseconds: neither 684, the first 657, both 630. The first rounds some values at another place (logits of
+24 tokens differ by 0.3 % of their norm, as bfloat16 does, and every most likely token is the same); the second changes
+no bit.
 
 Both chains of early launches fit together: a kernel of Inductor behind one of zigpass waits before it touches memory
 (Inductor does so behind every operator that is not its own), and a kernel of zigpass waits before it reads `x`.
