@@ -75,9 +75,9 @@ def calibrate(
         tokenizer: a Hugging Face tokenizer; None looks beside the model's checkpoint.
         window: tokens run together; the first 32 of each window are not counted. Where decoding is measured, half of it
             runs densely and a quarter as decoding.
-        num_windows: windows, spread evenly over the text, and two more to compare allocations. What matters is how many
-            places of the text are seen, not how many tokens. Placing thresholds holds the keys and values of all
-            windows twice: take fewer where a large model leaves no room for them.
+        num_windows: windows, spread evenly over the text, and up to five more to compare allocations. What matters is
+            how many places of the text are seen, not how many tokens. Placing thresholds holds the keys and values of
+            all windows twice: take fewer where a large model leaves no room for them.
         resume: a small file in which finished measurements of sites are kept. After Ctrl-C the next call with the same
             file goes on where the first stopped; a call for another target measures nothing again.
         progress: show a progress bar.

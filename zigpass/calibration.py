@@ -59,8 +59,10 @@ DENSE_STEP = 3
 """Every so-manieth window is counted in the dense model where thresholds are not placed there: the histograms only
 shape allocations then."""
 
-NUM_HELD_OUT = 2
-"""Windows of the calibration text that only compare allocations."""
+NUM_HELD_OUT = 5
+"""Windows of the calibration text that only compare allocations, and never more than a fifth of all. With two, of five
+texts, the worse of two spreads was taken on SmolLM2 at 50 %: KL 0.263 on another text, where the one that five windows
+prefer loses 0.251 (64 windows, errors of 0.005)."""
 
 Selection = Literal["threshold", "top_k"]
 SELECTIONS: Final[tuple[Selection, ...]] = ("threshold", "top_k")
@@ -131,7 +133,8 @@ class Calibration:
         }
         names = {linear: name for name, linear in find_linears(model)}
         self.block_of_site = {site.name: block_name(model, names[own[0]]) for site, own in self.readers.items()}
-        spread = text_windows(texts, tokenizer, model, window, num_windows + NUM_HELD_OUT)
+        num_held_out = min(NUM_HELD_OUT, max(1, num_windows // 4))  # a fifth of all, as `_split` takes
+        spread = text_windows(texts, tokenizer, model, window, num_windows + num_held_out)
         self.windows, self.held_out = _split(spread)
         self.fingerprint = weight_fingerprint(model)
         self.text_hash = fingerprint_of(self.windows)
@@ -278,7 +281,7 @@ def _raise_unused(names: Sequence[str]) -> None:
 
 def _split(windows: Tensor) -> tuple[Tensor, Tensor]:
     """Windows to count in and windows to compare on, both spread over the text; the second may be empty."""
-    held_out = min(NUM_HELD_OUT, len(windows) - 1)
+    held_out = min(NUM_HELD_OUT, max(1, len(windows) // 5), len(windows) - 1)
     chosen = _middles(len(windows), held_out)
     rest = [index for index in range(len(windows)) if index not in chosen]
     return windows[rest], windows[chosen]

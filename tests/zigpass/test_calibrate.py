@@ -101,16 +101,16 @@ def test_a_site_that_never_runs_is_named():
 
 
 def test_no_window_is_used_twice_and_probes_are_not_at_the_ends():
-    own = Calibration(quantized_tiny_llama(), torch.arange(20 * 40) % 97, window=40, num_windows=18, progress=False)
+    own = Calibration(quantized_tiny_llama(), torch.arange(22 * 40) % 97, window=40, num_windows=18, progress=False)
     windows, held_out, probes = (
         [tuple(ids.tolist()) for ids in part] for part in (own.windows, own.held_out, own.probe_windows)
     )
-    assert (len(windows), len(held_out), len(probes)) == (18, 2, 3)
+    assert (len(windows), len(held_out), len(probes)) == (18, 4, 3)
     assert not set(windows) & set(held_out)
     assert [windows.index(probe) for probe in probes] == [3, 9, 15]
 
 
-@pytest.mark.parametrize(("tokens", "counts"), [(40, (1, 0, 1)), (80, (1, 1, 1)), (120, (1, 2, 1)), (160, (2, 2, 2))])
-def test_short_texts_keep_at_least_one_window_to_count_in(tokens, counts):
+@pytest.mark.parametrize(("tokens", "counts"), [(40, (1, 0, 1)), (80, (1, 1, 1)), (120, (2, 1, 2)), (400, (8, 2, 3))])
+def test_short_texts_keep_most_windows_to_count_in(tokens, counts):
     own = Calibration(quantized_tiny_llama(), random_tokens(tokens), window=40, progress=False)
     assert (len(own.windows), len(own.held_out), len(own.probe_windows)) == counts
