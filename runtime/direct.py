@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-_profiling = torch._C._autograd._profiler_enabled  # type: ignore[attr-defined]  # not in the stubs
+_profiling = torch._C._autograd._profiler_enabled
 _number_of_modes = torch._C._len_torch_dispatch_stack
 
 
