@@ -24,6 +24,7 @@ from .layout import Layout
 from .reference import ACTIVATIONS, split_weights
 
 NAMESPACE = "zigpass"
+OPS = ("linear", "qkv", "gated_mlp")
 
 # Library.define/impl, not the custom_op decorator: that one costs two to four times more per call.
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -163,7 +164,7 @@ def _raise_in_backward(name: str) -> Callable[..., Any]:
 
 
 # Without a formula autograd would drop the gradients silently (x.grad stays None).
-for _name in ("linear", "qkv", "gated_mlp"):
+for _name in OPS:
     torch.library.register_autograd(f"{NAMESPACE}::{_name}", _raise_in_backward(_name), lib=_library)
 
 
@@ -180,10 +181,10 @@ def _on_first_call(device: str, name: str) -> Callable[..., Any]:
     return call
 
 
-for _name in ("linear", "qkv", "gated_mlp"):
-    _library.impl(_name, _on_first_call("cpu", _name), "CPU")
+for _name in OPS:
+    _on_cpu, _packet = _on_first_call("cpu", _name), getattr(torch.ops.zigpass, _name)
+    _library.impl(_name, _on_cpu, "CPU")
     _library.impl(_name, _on_first_call("cuda", _name), "CUDA")
-    _packet = getattr(torch.ops.zigpass, _name)
-    _packet.direct_cpu = direct_call(_packet.default, _on_first_call("cpu", _name))
+    _packet.direct_cpu = direct_call(_packet.default, _on_cpu)
 
-__all__ = ["NAMESPACE", "SUPPORTED_DTYPES", "check_linear", "check_mlp", "reference"]
+__all__ = ["NAMESPACE", "OPS", "SUPPORTED_DTYPES", "check_linear", "check_mlp", "reference"]

@@ -17,6 +17,15 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture
+def no_compile_caches():
+    """Neither Dynamo nor Inductor knows a graph of an earlier test, or of an earlier run."""
+    torch._dynamo.reset()
+    with torch.compiler.config.patch(force_disable_caches=True):
+        yield
+    torch._dynamo.reset()
+
+
 @pytest.fixture(scope="session")
 def smollm2_path():
     """The real checkpoint, fetched once into the cache folder.

@@ -24,9 +24,9 @@ from zigpass.runtime.cpu.bound import bind
 from zigpass.runtime.cpu.floats import BFLOAT16
 from zigpass.runtime.cpu.record import OUT, RECORD_FIELDS
 from zigpass.runtime.cpu.variants import current_variant
+from zigpass.runtime.ops import OPS
 from zigpass.tools.bench_timing import pin_to
 
-OPS = ("linear", "qkv", "gated_mlp")
 CALLS = 200
 """Calls of a batch; what a batch takes is divided by them."""
 

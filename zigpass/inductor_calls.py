@@ -7,9 +7,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from zigpass.runtime.ops import NAMESPACE, OPS
 
-OPS = ("linear", "qkv", "gated_mlp")
+logger = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -28,10 +28,10 @@ def write_direct_calls() -> None:
 
     def write_call(name: str, node: Any, write: Callable[[Any], None]) -> None:
         if node.get_device().type == "cpu":
-            node.set_python_kernel_name(f"torch.ops.zigpass.{name}.direct_cpu")
+            node.set_python_kernel_name(f"torch.ops.{NAMESPACE}.{name}.direct_cpu")
         write(ExternKernelAllocLine(V.graph.wrapper_code, node))
 
     for name in OPS:
-        CUSTOM_EXTERN_KERNEL_CODEGEN[f"torch.ops.zigpass.{name}.default"] = CustomCodegen(
+        CUSTOM_EXTERN_KERNEL_CODEGEN[f"torch.ops.{NAMESPACE}.{name}.default"] = CustomCodegen(
             python=functools.partial(write_call, name)
         )

@@ -7,16 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models import quantized_tiny_llama
 from zigpass.inductor_pass import ZigzagPass
+from zigpass.runtime.ops import OPS
 
-OPS = ("linear", "qkv", "gated_mlp")
-
-
-@pytest.fixture(autouse=True)
-def _no_caches():
-    torch._dynamo.reset()
-    with torch.compiler.config.patch(force_disable_caches=True):
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("no_compile_caches")
 
 
 def run_compiled(**how):

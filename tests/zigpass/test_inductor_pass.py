@@ -12,14 +12,8 @@ from tests.passes.graphs import one_row, packed_block
 from zigpass.backend_error import BackendError
 from zigpass.inductor_pass import ZigzagPass, source_digest
 
-
-@pytest.fixture(autouse=True)
-def _no_caches():
-    """What comes from Inductor's cache was rewritten earlier; the pass does not run for it."""
-    torch._dynamo.reset()
-    with torch.compiler.config.patch(force_disable_caches=True):
-        yield
-    torch._dynamo.reset()
+# What comes from Inductor's cache was rewritten earlier; the pass does not run for it.
+pytestmark = pytest.mark.usefixtures("no_compile_caches")
 
 
 def swiglu(m, x):
