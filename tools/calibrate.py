@@ -14,6 +14,7 @@ from zigpass.calibrate import calibrate as find_thresholds
 from zigpass.calibration import Selection
 from zigpass.cli import run_script
 from zigpass.tools.demo import sparsity_table
+from zigpass.tools.device_option import Device, find_device, move_to
 from zigpass.tools.load_model import load_model
 from zigpass.tools.quality_options import (
     Axis,
@@ -44,6 +45,7 @@ def calibrate(
         Path | None, typer.Option(help="File that keeps finished measurements; OUTPUT.state while it runs by default.")
     ] = None,
     text: CalibrationText = None,
+    device: Device = "",
     encoding: Encoding = "utf-8",
     unwrap: Unwrap = False,
     bits: Bits = None,
@@ -57,9 +59,11 @@ def calibrate(
     check_target(sparsity)
     find_allocation(allocation)
     find_rule(rule)
+    place = find_device(device)
     console = Console()
     _, texts = texts_or_topics(text, 0, encoding, unwrap)
     loaded, tokenizer = load_model(model_or_demo(model, console.print), quantization(bits, group_size, scale_axis))
+    loaded = move_to(loaded, place)
     state = resume or Path(f"{output}.state")
     start = time.perf_counter()
     try:

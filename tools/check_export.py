@@ -28,8 +28,9 @@ from zigpass.calibrate import calibrate
 from zigpass.cli import run_script
 from zigpass.demo_checkpoint import find_checkpoint
 from zigpass.generate import generate
+from zigpass.gguf_tokenizer import load_gguf_tokenizer
 from zigpass.linear import find_linears
-from zigpass.load_gguf import load_gguf, load_gguf_tokenizer
+from zigpass.load_gguf import load_gguf
 from zigpass.onnx.export import ExportReport, export_onnx
 from zigpass.onnx.genai import CONFIG_NAME
 from zigpass.runtime import ZigpassError

@@ -25,8 +25,9 @@ from zigpass.cli import run_script
 from zigpass.demo_checkpoint import find_checkpoint
 from zigpass.evaluate import Quality, evaluate
 from zigpass.generate import Generation, generate
+from zigpass.gguf_tokenizer import load_gguf_tokenizer
 from zigpass.linear import find_linears
-from zigpass.load_gguf import load_gguf, load_gguf_tokenizer
+from zigpass.load_gguf import load_gguf
 from zigpass.sites import SITE_KINDS, dense
 from zigpass.tools.demo_llama import has_llama_cpp, llama_cpp_speed
 

@@ -13,6 +13,7 @@ from zigpass.allocations import ALLOCATIONS
 from zigpass.calibrate import check_target, find_allocation
 from zigpass.cli import run_script
 from zigpass.runtime import ZigpassError
+from zigpass.tools.device_option import Device, find_device, move_to
 from zigpass.tools.load_model import load_model
 from zigpass.tools.measure_quality import Measurement, measure_quality, rule_and_selection
 from zigpass.tools.quality_options import (
@@ -46,7 +47,8 @@ def evaluate(
     calibration: CalibrationText = None,
     encoding: Encoding = "utf-8",
     unwrap: Unwrap = False,
-    resume: Annotated[Path | None, typer.Option(help="File that keeps finished measurements of sites.")] = None,
+    device: Device = "",
+    resume: Annotated[Path | None, typer.Option(help="File that keeps finished measurements.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw KL against bytes read into this PNG or SVG file.")] = None,
     lm_eval: Annotated[list[str] | None, typer.Option(help="Task to run with lm-eval at every setting.")] = None,
@@ -64,13 +66,14 @@ def evaluate(
         find_allocation(other)
     if bool(text) != bool(calibration):
         raise ZigpassError("--text and --calibration go together: one to measure on, one to calibrate on")
+    place = find_device(device)
     console = Console()
     calibration_name, calibration_texts = texts_or_topics(calibration, 0, encoding, unwrap)
     held_out_name, held_out_texts = texts_or_topics(text, 1, encoding, unwrap)
     path = model_or_demo(model, console.print)
     loaded, tokenizer = load_model(path, quantization(bits, group_size, scale_axis))
     measurement = measure_quality(
-        loaded,
+        move_to(loaded, place),
         calibration_texts,
         held_out_texts,
         names=(path.stem, calibration_name, held_out_name),

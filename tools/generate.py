@@ -15,6 +15,7 @@ from zigpass.runtime import ZigpassError
 from zigpass.sampling import Sampling
 from zigpass.thresholds import Thresholds
 from zigpass.tools.demo import encode_prompt
+from zigpass.tools.device_option import Device, find_device, move_to
 from zigpass.tools.load_model import load_model
 
 
@@ -29,7 +30,7 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Sample among this many tokens; 0 is all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Sample among the fewest tokens that reach this probability.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = "",
+    device: Device = "",
     compile_model: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Compile the decode step first.")
     ] = True,
@@ -42,11 +43,11 @@ def generate(
         sampling = Sampling(temperature, top_k, top_p, seed)
     elif top_k or top_p < 1:
         raise ZigpassError("--top-k and --top-p choose among sampled tokens: give a --temperature above 0 too")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = find_device(device)
     network, tokenizer = load_model(model)
     if thresholds is not None:
         Thresholds.load(thresholds).apply(network)
-    network.to(place)
+    network = move_to(network, place)
     ids = encode_prompt(tokenizer, prompt).to(place)
     decode = None
     room = ids.shape[1] + max_new_tokens

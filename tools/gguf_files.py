@@ -16,7 +16,7 @@ def write_llama(path: Path, types: dict[str, GGMLQuantizationType] | None = None
 
     Args:
         types: tensor name part -> type; matrices are Q4_1 otherwise.
-        change: "architecture", "leave_out" (a tensor name), "hidden", "middle" and "head" (sizes).
+        change: "architecture", "leave_out" (a tensor name), "hidden", "middle" and "head" (sizes), "flags" (metadata).
 
     Returns:
         The float32 values that each written tensor stands for.
@@ -41,6 +41,8 @@ def write_llama(path: Path, types: dict[str, GGMLQuantizationType] | None = None
         writer.add_sliding_window(16)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(VOCABULARY)
+    for key, value in change.get("flags", {}).items():
+        writer.add_bool(key, value)
     values = {}
     for name, shape in _shapes(architecture, hidden, middle, head).items():
         if name == change.get("leave_out"):

@@ -18,7 +18,8 @@ from torch import nn
 
 from zigpass.cache_argument import cache_argument, cache_arguments
 from zigpass.config import ZigzagConfig
-from zigpass.load_gguf import load_gguf, load_gguf_tokenizer
+from zigpass.gguf_tokenizer import load_gguf_tokenizer
+from zigpass.load_gguf import load_gguf
 from zigpass.prepare import prepare, survey
 from zigpass.quantize import quantize_
 from zigpass.runtime import ZigpassError

@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from zigpass.config import ZigzagConfig
+from zigpass.gguf_tokenizer import load_gguf_tokenizer
 from zigpass.linear import find_linears
-from zigpass.load_gguf import load_gguf, load_gguf_tokenizer
+from zigpass.load_gguf import load_gguf
 from zigpass.runtime import ZigpassError
 from zigpass.tools.hub_cache import hub_folder
 

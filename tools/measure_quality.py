@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import nn
 
 from zigpass.bytes_read import weight_bytes_per_token
 from zigpass.calibrate import budget_of, find_allocation, find_rule, find_thresholds
 from zigpass.calibration import Calibration, Selection
 from zigpass.evaluate import Quality, evaluate_each
-from zigpass.observe import kept_thresholds
+from zigpass.observe import device_of, kept_thresholds
 from zigpass.rules import Rule
 from zigpass.thresholds import Thresholds
 from zigpass.tokens import Texts, text_windows
@@ -66,6 +67,7 @@ class Measurement:
 
     Attributes:
         resumed: some of it was measured by an earlier run, so the times say nothing.
+        device: what all of it ran on.
     """
 
     model: str
@@ -79,6 +81,7 @@ class Measurement:
     rows: list[Row]
     machine: dict[str, Any]
     resumed: bool = False
+    device: str = ""
 
     def save(self, path: Path) -> None:
         """Write JSON."""
@@ -149,7 +152,7 @@ def measure_settings(
         names: what to call the model, the calibration text and the held-out text.
         lm_eval: a tokenizer and tasks to run with lm-eval at every setting.
     """
-    model, prefix = calibration.model, calibration.prefix
+    model, prefix, machine = calibration.model, calibration.prefix, provenance()
     qualities = evaluate_each(
         model,
         held_out,
@@ -158,9 +161,9 @@ def measure_settings(
         prefix=prefix,
         window=calibration.windows.shape[1],
         num_windows=num_windows,
+        state=calibration.state,
         progress=progress,
     )
-    machine = provenance()
     first = next(iter(qualities.values()))
     return Measurement(
         model=names[0],
@@ -177,7 +180,14 @@ def measure_settings(
         ],
         machine=machine,
         resumed=calibration.state.resumed,
+        device=_device_name(device_of(model), machine),
     )
+
+
+def _device_name(device: torch.device, machine: dict[str, Any]) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{machine['cpu']}, {machine['torch_threads']} thread(s)"
 
 
 def measure_quality(

@@ -17,6 +17,7 @@ from zigpass.calibration import Calibration
 from zigpass.cli import run_script
 from zigpass.rules import RULES
 from zigpass.tokens import encode, text_windows
+from zigpass.tools.device_option import Device, find_device, move_to
 from zigpass.tools.evaluate import quality_table
 from zigpass.tools.load_model import load_floats, load_model
 from zigpass.tools.measure_quality import TOP_K, Measurement, find_settings, measure_settings
@@ -56,7 +57,8 @@ def quality(
     encoding: Encoding = "utf-8",
     unwrap: Unwrap = False,
     windows: Annotated[int, typer.Option(help="Held-out windows to score.")] = 16,
-    resume: Annotated[Path | None, typer.Option(help="File that keeps finished measurements of sites.")] = None,
+    device: Device = "",
+    resume: Annotated[Path | None, typer.Option(help="File that keeps finished measurements.")] = None,
     quantizers: Annotated[bool, typer.Option(help="Compare quantizers instead of sparsities.")] = False,
     page_only: Annotated[bool, typer.Option(help="Measure nothing, write the page again.")] = False,
     output: Annotated[Path, typer.Option(help="Folder that gets docs/ and tools/results/.")] = ROOT,
@@ -66,6 +68,7 @@ def quality(
 ) -> None:
     """Measure every rule and allocation and write docs/quality.md."""
     console = Console()
+    place = find_device(device)
     results = output / "tools" / "results"
     if not page_only:
         calibration_name, calibration_texts = texts_or_topics(calibration, 0, encoding, unwrap)
@@ -82,6 +85,7 @@ def quality(
             found.save(results / f"quantizers-{name}.json")
         else:
             loaded, tokenizer = load_model(path, quantization(bits, group_size, scale_axis))
+            loaded = move_to(loaded, place)
             measured = Calibration(loaded, calibration_texts, tokenizer=tokenizer, resume=resume)
             for texts in held_out.values():  # one that does not do raises before the work
                 text_windows(texts, tokenizer, loaded, measured.windows.shape[1], windows)

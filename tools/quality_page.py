@@ -67,8 +67,7 @@ def _model_section(measurement: Measurement) -> str:
         f"Calibrated on {measurement.calibration_text} ({measurement.calibration_tokens} tokens counted), measured on"
         f" {measurement.held_out_text} ({measurement.scored_tokens} tokens scored after {measurement.prefix} dense ones"
         f" each). Dense: perplexity {measurement.dense_perplexity:.2f}, {measurement.dense_bytes:,} bytes a token."
-        f" torch {packages['torch']}, {measurement.machine['cpu']},"
-        f" {measurement.machine['torch_threads']} thread(s).\n\n"
+        f" torch {packages['torch']}, {measurement.device}.\n\n"
         f"![KL against bytes read]({slug(measurement)}.png)\n"
     )
 

@@ -23,9 +23,10 @@ from .explain import explain  # noqa: E402
 from .explain_report import Report  # noqa: E402
 from .export_program import export_program  # noqa: E402
 from .generate import Generation, generate  # noqa: E402
+from .gguf_tokenizer import load_gguf_tokenizer  # noqa: E402
 from .linear import ZigzagLinear, repack_  # noqa: E402
 from .load_checkpoint import load_checkpoint  # noqa: E402
-from .load_gguf import load_gguf, load_gguf_tokenizer  # noqa: E402
+from .load_gguf import load_gguf  # noqa: E402
 from .load_packed import from_pretrained  # noqa: E402
 from .prepare import prepare, survey  # noqa: E402
 from .quantize import quantize_  # noqa: E402

@@ -14,7 +14,7 @@ from zigpass.runtime import ZigpassError
 
 from .blocks import block_name
 from .decode_like import DecodeLike, check_causal_model, takes_cache
-from .fingerprint import weight_fingerprint
+from .fingerprint import sparsity_fingerprint, thresholds_fingerprint, weight_fingerprint
 from .gradients import squared_gradients
 from .heap import trim_heap
 from .histogram import MagnitudeHistogram
@@ -28,7 +28,7 @@ from .observe import (
     site_readers,
     without_head,
 )
-from .placement import count_scores, place, place_count, place_sparsely
+from .placement import Placed, count_scores, place, place_count, place_sparsely
 from .progress import track
 from .resume import StateFile
 from .rules import Rule
@@ -142,6 +142,7 @@ class Calibration:
             resume,
             {
                 "weights": self.fingerprint,
+                "device": device_of(model).type,
                 "text": self.text_hash,
                 "window": window,
                 "decoded": self.decoded,
@@ -219,7 +220,8 @@ class Calibration:
 
     def threshold(self, rule: Rule, name: str, sparsity: float) -> Tensor:
         """The threshold of one site that gives a sparsity in the dense model."""
-        return place(sparsity, self.scores_of(rule)[name], (self.weights_of(rule) or {}).get(name)).threshold
+        weights = (self.weights_of(rule) or {}).get(name)
+        return place(sparsity, self.scores_of(rule)[name]).threshold(sparsity, weights).threshold
 
     def thresholds_for(self, rule: Rule, sparsity: Mapping[str, float]) -> dict[str, SiteThreshold]:
         """Thresholds, by site, that give these sparsities: as the model decodes when `recalibrate` is set, else dense.
@@ -231,15 +233,24 @@ class Calibration:
         if key not in self._found:
             if self.selection == "top_k":
                 found = {name: place_count(share, self.sites[name].features) for name, share in sparsity.items()}
-            elif self.recalibrate:
-                found = self._place_sparsely(rule, sparsity)
             else:
-                scores, weights = self.scores_of(rule), self.weights_of(rule) or {}
-                found = {name: place(share, scores[name], weights.get(name)) for name, share in sparsity.items()}
+                placed = self._placed_sparsely(rule, sparsity) if self.recalibrate else self._placed(rule, sparsity)
+                weights = self.weights_of(rule) or {}
+                found = {name: placed[name].threshold(share, weights.get(name)) for name, share in sparsity.items()}
             self._found[key] = found
         return self._found[key]
 
-    def _place_sparsely(self, rule: Rule, sparsity: Mapping[str, float]) -> dict[str, SiteThreshold]:
+    def _placed(self, rule: Rule, sparsity: Mapping[str, float]) -> dict[str, Placed]:
+        scores = self.scores_of(rule)
+        return {name: place(share, scores[name]) for name, share in sparsity.items()}
+
+    def _placed_sparsely(self, rule: Rule, sparsity: Mapping[str, float]) -> dict[str, Placed]:
+        """Goes on where an earlier run with the same state stopped."""
+        name = sparsity_fingerprint(sparsity)
+        found = self.state.keep(f"placed {rule.name}", name, lambda: self._place_sparsely(rule, sparsity))
+        return {name: Placed(*placed) for name, placed in found.items()}
+
+    def _place_sparsely(self, rule: Rule, sparsity: Mapping[str, float]) -> dict[str, Placed]:
         if self._decoding is None:
             self._decoding = DecodeLike(self.model, self.windows[:, : self.decoded], self.prefix, reference=False)
         with kept_thresholds(self.model):
@@ -260,11 +271,16 @@ class Calibration:
                 f"comparing allocations needs a text of at least two windows of {self.windows.shape[1]} tokens; pass a"
                 ' longer text, a smaller window, or allocation="uniform"'
             )
+        thresholds = {name: site.threshold for name, site in self.thresholds_for(rule, sparsity).items()}
+        stage = f"KL on {fingerprint_of(self.held_out)}"
+        kl = self.state.keep(stage, thresholds_fingerprint(thresholds), lambda: self._held_out_kl(thresholds))
+        return float(kl)
+
+    def _held_out_kl(self, thresholds: Mapping[str, Tensor]) -> float:
         if self._comparison is None:
             self._comparison = DecodeLike(self.model, self.held_out, self.prefix)
-        found = self.thresholds_for(rule, sparsity)
         with kept_thresholds(self.model):
-            set_thresholds(self.all_sites, {name: site.threshold for name, site in found.items()})
+            set_thresholds(self.all_sites, thresholds)
             return float(self._comparison.kl(self._comparison.run()).mean())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 from zigpass.runtime import ZigpassError
 
 from .decode_like import DecodeLike, check_causal_model
+from .fingerprint import thresholds_fingerprint
 from .heap import trim_heap
 from .histogram import NOT_FINITE
 from .observe import Readers, kept_thresholds, observe_sites, set_thresholds, site_readers
 from .progress import track
+from .resume import StateFile
 from .sites import Site, find_sites
 from .thresholds import Thresholds
-from .tokens import Texts, text_windows, vocabulary_size
+from .tokens import Texts, fingerprint_of, text_windows, vocabulary_size
 
 BATCH_BYTES = 1 << 28
 """Log probabilities of the windows that run side by side; a few copies of them exist at a time. On SmolLM2 four windows
@@ -103,6 +106,7 @@ def evaluate_each(
     prefix: int = 256,
     window: int = 512,
     num_windows: int = 8,
+    state: StateFile | None = None,
     progress: bool = True,
 ) -> dict[str, Quality]:
     """`evaluate` for several thresholds on the same windows; the dense model runs once for all of them.
@@ -110,6 +114,7 @@ def evaluate_each(
     Args:
         settings: thresholds by a name of your choice; None stands for the model's current ones, which it has again
             afterwards.
+        state: keeps the scores of finished windows. The file must be one of this model.
 
     Returns:
         The quality of each, by the same names.
@@ -126,16 +131,20 @@ def evaluate_each(
     for thresholds in settings.values():
         if thresholds is not None:
             thresholds.check(model)
+    present = {name: site.threshold.clone() for name, site in sites.items()}
+    values = {
+        name: present if thresholds is None else {site: own.threshold for site, own in thresholds.sites.items()}
+        for name, thresholds in settings.items()
+    }
     windows = text_windows(texts, tokenizer, model, window, num_windows)
-    scores: dict[str, list[_BatchScore]] = {name: [] for name in settings}
+    kept = StateFile(None, {}) if state is None else state
+    scores: dict[str, list[_Scores]] = {name: [] for name in settings}
     for ids in track(windows.split(_batch(model, window - prefix)), "evaluating", show=progress):
-        run = DecodeLike(model, ids, prefix)
-        for key, thresholds in settings.items():
-            with kept_thresholds(model):
-                if thresholds is not None:
-                    set_thresholds(sites, {name: site.threshold for name, site in thresholds.sites.items()})
-                scores[key].append(_BatchScore(run, readers))
-            trim_heap()
+        batch = _Batch(model, ids, prefix, readers)
+        stage = f"scores from {prefix} of {fingerprint_of(ids)}"
+        for name, own in values.items():
+            score = kept.keep(stage, thresholds_fingerprint(own), functools.partial(batch.score, own))
+            scores[name].append(_Scores(**score))
     return {name: _quality(own, readers) for name, own in scores.items()}
 
 
@@ -145,23 +154,61 @@ def _batch(model: nn.Module, rows: int) -> int:
     return 1 if vocabulary is None else max(1, BATCH_BYTES // (4 * rows * vocabulary))
 
 
-class _BatchScore:
-    """Means over the scored tokens of each of some windows, with the model's current thresholds."""
+@dataclasses.dataclass(frozen=True)
+class _Scores:
+    """What one setting gives on the scored tokens of some windows; lists have a mean for each window.
 
-    def __init__(self, run: DecodeLike, readers: Readers) -> None:
-        self.counts: dict[str, tuple[int, int]] = {}
-        with observe_sites(readers, self._count):
-            sparse = run.run()
-        self.num_tokens = run.targets.numel()
-        self.dense_nll, self.nll = (_mean_loss(found, run.targets) for found in (run.dense, sparse))
-        self.kl = run.kl(sparse).tolist()
-        self.agreement = (run.dense.argmax(-1) == sparse.argmax(-1)).float().mean(-1).tolist()
+    Attributes:
+        counts: by site name, how many entries were not read, and how many there were.
+    """
 
-    def _count(self, site: Site, x: Tensor) -> None:
-        if not bool(torch.isfinite(x).all()):
-            raise ZigpassError(f"{site.name}: {NOT_FINITE}")
-        inactive = int(site.inactive(x).sum())
-        self.counts[site.name] = (inactive, x.numel())
+    counts: dict[str, tuple[int, int]]
+    num_tokens: int
+    dense_nll: list[float]
+    nll: list[float]
+    kl: list[float]
+    agreement: list[float]
+
+
+class _Batch:
+    """Some windows side by side. The dense model runs on them when the first setting is to be scored."""
+
+    def __init__(self, model: nn.Module, ids: Tensor, prefix: int, readers: Readers) -> None:
+        self._model = model
+        self._ids = ids
+        self._prefix = prefix
+        self._readers = readers
+        self._sites = find_sites(model)
+
+    @functools.cached_property
+    def _run(self) -> DecodeLike:
+        return DecodeLike(self._model, self._ids, self._prefix)
+
+    def score(self, thresholds: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The fields of `_Scores` with these thresholds, as JSON can hold them."""
+        counts: dict[str, tuple[int, int]] = {}
+
+        def count(site: Site, x: Tensor) -> None:
+            if not bool(torch.isfinite(x).all()):
+                raise ZigpassError(f"{site.name}: {NOT_FINITE}")
+            counts[site.name] = (int(site.inactive(x).sum()), x.numel())
+
+        run = self._run
+        with kept_thresholds(self._model):
+            set_thresholds(self._sites, thresholds)
+            with observe_sites(self._readers, count):
+                sparse = run.run()
+        scores = _Scores(
+            counts=counts,
+            num_tokens=run.targets.numel(),
+            dense_nll=_mean_loss(run.dense, run.targets),
+            nll=_mean_loss(sparse, run.targets),
+            kl=run.kl(sparse).tolist(),
+            agreement=(run.dense.argmax(-1) == sparse.argmax(-1)).float().mean(-1).tolist(),
+        )
+        del sparse
+        trim_heap()
+        return dataclasses.asdict(scores)
 
 
 def _mean_loss(log_probabilities: Tensor, targets: Tensor) -> list[float]:
@@ -170,7 +217,7 @@ def _mean_loss(log_probabilities: Tensor, targets: Tensor) -> list[float]:
     return losses
 
 
-def _quality(scores: list[_BatchScore], readers: Readers) -> Quality:
+def _quality(scores: list[_Scores], readers: Readers) -> Quality:
     realized = {
         name: sum(score.counts[name][0] for score in scores) / sum(score.counts[name][1] for score in scores)
         for name in scores[0].counts

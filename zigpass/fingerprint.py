@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from zigpass.runtime import PackedWeight
 
@@ -29,6 +31,20 @@ def weight_fingerprint(model: nn.Module) -> str:
         if packed.layout.permuted:
             digest.update(packed.tensors[3].cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def thresholds_fingerprint(thresholds: Mapping[str, Tensor]) -> str:
+    """A hash over thresholds by site name, in any order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, threshold in sorted(thresholds.items()):
+        digest.update(f"{name} {threshold.dtype} {threshold.numel()}\n".encode())
+        digest.update(threshold.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sparsity_fingerprint(sparsity: Mapping[str, float]) -> str:
+    """A hash over sparsities by site name, in any order."""
+    return hashlib.blake2b(json.dumps(sparsity, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _sample_columns(packed: PackedWeight) -> NDArray[np.int32]:

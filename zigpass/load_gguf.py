@@ -77,18 +77,6 @@ def load_gguf(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float3
     return loaded
 
 
-def load_gguf_tokenizer(path: str | os.PathLike[str]) -> Any:
-    """The tokenizer that the GGUF file describes.
-
-    Raises:
-        ZigpassError: the file is missing, foreign or cut short.
-    """
-    from transformers import AutoTokenizer
-
-    file = GgufFile(Path(path))
-    return AutoTokenizer.from_pretrained(str(file.path.parent), gguf_file=file.path.name)
-
-
 def _architecture_of(file: GgufFile) -> Architecture:
     if file.architecture not in ARCHITECTURES:
         raise ZigpassError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,14 +19,31 @@ from .sites import Site
 from .thresholds import SiteThreshold
 
 
-def place(sparsity: float, scores: MagnitudeHistogram, weights: Tensor | None) -> SiteThreshold:
-    """The threshold below which this share of a site's scores lies.
+class Placed(NamedTuple):
+    """Where the threshold of one site is.
 
-    Args:
-        weights: the rule's weight of every column, [K], or None.
+    Attributes:
+        number: what scores are compared with.
+        below: share of the counted scores that lie below it.
     """
+
+    number: float
+    below: float
+
+    def threshold(self, sparsity: float, weights: Tensor | None) -> SiteThreshold:
+        """The threshold itself.
+
+        Args:
+            sparsity: the share that was asked for.
+            weights: the rule's weight of every column, [K], or None.
+        """
+        return SiteThreshold(fold(self.number, weights), sparsity, self.below)
+
+
+def place(sparsity: float, scores: MagnitudeHistogram) -> Placed:
+    """The number below which this share of a site's scores lies."""
     number = scores.quantile(sparsity)
-    return SiteThreshold(fold(number, weights), sparsity, scores.fraction_below(number))
+    return Placed(number, scores.fraction_below(number))
 
 
 def place_count(sparsity: float, features: int) -> SiteThreshold:
@@ -36,8 +54,8 @@ def place_count(sparsity: float, features: int) -> SiteThreshold:
 
 def place_sparsely(
     run: DecodeLike, readers: Readers, sparsity: Mapping[str, float], weights: Mapping[str, Tensor]
-) -> dict[str, SiteThreshold]:
-    """Thresholds, by site, that give these sparsities while the model decodes; the sites that run have them then.
+) -> dict[str, Placed]:
+    """Where the threshold of each site is that gives its sparsity while the model decodes; sites that run have it then.
 
     One run, in which every threshold is placed when its activation arrives. So each site sees what the sparse sites
     before it leave, and on these tokens every site realizes its sparsity.
@@ -49,14 +67,14 @@ def place_sparsely(
     Raises:
         ZigpassError: activations that are not finite.
     """
-    found: dict[str, SiteThreshold] = {}
+    found: dict[str, Placed] = {}
 
     def place_arriving(site: Site, x: Tensor) -> None:
         if site.name in sparsity and site.name not in found:
             scores = MagnitudeHistogram()
             count_scores(scores, site, x, weights)
-            found[site.name] = place(sparsity[site.name], scores, weights.get(site.name))
-            site.set_threshold(found[site.name].threshold)
+            found[site.name] = placed = place(sparsity[site.name], scores)
+            site.set_threshold(placed.threshold(sparsity[site.name], weights.get(site.name)).threshold)
 
     with observe_sites(readers, place_arriving):
         run.run_decoder()

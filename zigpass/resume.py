@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,12 @@ class StateFile:
     def stage(self, name: str) -> Mapping[str, Any]:
         """What is finished of one stage."""
         return self._stages.get(name, {})
+
+    def keep(self, stage: str, name: str, measure: Callable[[], Any]) -> Any:
+        """The measurement if it is finished; otherwise what `measure` returns, which is kept."""
+        if name not in self.stage(stage):
+            self.put(stage, name, measure())
+        return self.stage(stage)[name]
 
     def put(self, stage: str, name: str, value: Any) -> None:
         """Keep one finished measurement (anything JSON can hold).

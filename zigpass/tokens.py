@@ -141,7 +141,7 @@ def _tokenizer_of(model: nn.Module) -> Any:
             "pass tokenizer=, or texts as a tensor of token ids: the model does not say where it is from"
         )
     if source.endswith(".gguf"):
-        from .load_gguf import load_gguf_tokenizer
+        from .gguf_tokenizer import load_gguf_tokenizer
 
         return load_gguf_tokenizer(source)
     from transformers import AutoTokenizer

@@ -53,6 +53,13 @@ def test_every_allocation_meets_the_target_in_bytes(allocation, target):
     )
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_teal_searches_with_every_rule(rule):
+    thresholds = calibrate(quantized_tiny_llama(), TEXT, 0.5, allocation="teal", rule=rule, **OPTIONS)
+    assert (thresholds.allocation, thresholds.rule) == ("teal", rule)
+    assert all(bool(torch.isfinite(site.threshold).all()) for site in thresholds.sites.values())
+
+
 @pytest.mark.parametrize("allocation", [name for name in ALLOCATIONS if name not in ("uniform", "teal")])
 def test_sparsity_goes_where_it_costs_little(allocation):
     thresholds = calibrate(uneven_llama(), TEXT, 0.4, allocation=allocation, **OPTIONS)
@@ -239,6 +246,10 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, monkeypat
     before = len(calls)
     calibrate(model, TEXT, 0.3, resume=path, **OPTIONS)
     assert all(start is None for start in calls[before:])
+    before = len(calls)
+    again = calibrate(model, TEXT, 0.5, resume=path, **OPTIONS)
+    assert len(calls) == before  # placed thresholds and what candidates lose are kept too
+    assert all(torch.equal(again.sites[name].threshold, site.threshold) for name, site in expected.sites.items())
 
 
 def test_thresholds_are_placed_on_activations_after_sparse_sites():

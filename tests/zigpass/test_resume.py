@@ -24,6 +24,18 @@ def test_without_a_path_it_is_kept_in_memory():
     assert state.stage("measured") == {"site": 0.25}
 
 
+def test_what_is_kept_is_not_measured_again(tmp_path):
+    calls = []
+
+    def measure():
+        calls.append(1)
+        return {"kl": [0.25]}
+
+    for _ in range(3):
+        assert StateFile(tmp_path / "state.json", KEY).keep("scores", "window", measure) == {"kl": [0.25]}
+    assert len(calls) == 1
+
+
 def test_the_state_of_another_calibration_is_refused(tmp_path):
     path = tmp_path / "state.json"
     StateFile(path, KEY).put("measured", "site", 0.25)

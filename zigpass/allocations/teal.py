@@ -59,6 +59,7 @@ def _trajectories(
     stage = f"teal {rule.name}"
     missing = [block for block in blocks if block not in calibration.state.stage(stage)]
     if missing:
+        calibration.scores_of(rule)  # before inference mode: the weights of a rule may come from gradients
         calls = _inputs_of_blocks(calibration, missing)
         with kept_thresholds(calibration.model), sparse_rows(calibration.model), torch.inference_mode():
             set_thresholds(calibration.all_sites, {})
