@@ -206,7 +206,7 @@ class _Batch:
             kl=run.kl(sparse).tolist(),
             agreement=(run.dense.argmax(-1) == sparse.argmax(-1)).float().mean(-1).tolist(),
         )
-        del sparse
+        del sparse  # as large as the vocabulary times the scored tokens: trimmed next
         trim_heap()
         return dataclasses.asdict(scores)
 

@@ -1,4 +1,4 @@
-"""A small state file, so that an interrupted measurement goes on where it stopped."""
+"""A state file, so that an interrupted measurement goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Any
 
 from zigpass.runtime import ZigpassError
 
-FILE_VERSION = 1
+FILE_VERSION = 2
 
 
 class StateFile:
     """Finished measurements by stage and name, on disk after every one.
+
+    The file has one JSON line that says what it belongs to, then a line [stage, name, value] for every measurement. So
+    keeping one takes the same time whatever was kept before, and a line cut short by a crash costs that line only.
 
     Args:
         path: the file, made when missing; None keeps everything in memory only.
@@ -32,7 +35,7 @@ class StateFile:
         self._key = dict(key)
         self._stages: dict[str, dict[str, Any]] = {}
         if self._path is not None and self._path.exists():
-            self._stages = self._read(self._path)
+            self._read(self._path)
         self.resumed = bool(self._stages)
 
     def stage(self, name: str) -> Mapping[str, Any]:
@@ -54,25 +57,34 @@ class StateFile:
         self._stages.setdefault(stage, {})[name] = value
         if self._path is None:
             return
-        temporary = Path(f"{self._path}.part")  # so that a broken write does not cost what was there
         try:
-            document = {"version": FILE_VERSION, "key": self._key, "stages": self._stages}
-            temporary.write_text(json.dumps(document), encoding="utf-8")
-            temporary.replace(self._path)
+            with self._path.open("a", encoding="utf-8") as file:
+                if not file.tell():
+                    file.write(json.dumps({"version": FILE_VERSION, "key": self._key}) + "\n")
+                file.write(json.dumps([stage, name, value]) + "\n")
         except OSError as error:
             raise ZigpassError(f"{self._path}: cannot keep the state of the calibration ({error})") from error
 
-    def _read(self, path: Path) -> dict[str, dict[str, Any]]:
+    def _read(self, path: Path) -> None:
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            version, key, stages = document["version"], document["key"], dict(document["stages"])
+            content = path.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            header, *lines = [json.loads(line) for line in whole.splitlines()]
+            version, key = header["version"], header["key"]
+            if version == FILE_VERSION:
+                for stage, name, value in lines:
+                    self._stages.setdefault(stage, {})[name] = value
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ZigpassError(f"{path}: not the state of a calibration ({error}); delete it to start over") from error
         if version != FILE_VERSION:
-            raise ZigpassError(f"{path}: state file version {version}, this zigpass reads version {FILE_VERSION}")
+            raise ZigpassError(
+                f"{path}: state file version {version}, this zigpass reads version {FILE_VERSION}; delete it to start"
+                " over"
+            )
         differing = sorted(name for name in {*key, *self._key} if key.get(name) != self._key.get(name))
         if differing:
             raise ZigpassError(
                 f"{path}: the state of another calibration ({', '.join(differing)} differ); delete it or name another"
             )
-        return stages
+        if len(whole) < len(content):
+            os.truncate(path, len(whole))  # what follows must not continue the broken line

@@ -43,7 +43,9 @@ def test_the_state_of_another_calibration_is_refused(tmp_path):
         StateFile(path, {**KEY, "text": "c"})
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1}', '{"version": 1, "key": {}, "stages": 3}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]\n", '{"version": 2}\n', '{"version": 2, "key": {}}', '{"version": 2, "key": {}}\n3\n']
+)
 def test_a_damaged_file_is_refused(tmp_path, content):
     path = tmp_path / "state.json"
     path.write_text(content)
@@ -51,10 +53,22 @@ def test_a_damaged_file_is_refused(tmp_path, content):
         StateFile(path, KEY)
 
 
+def test_a_line_cut_short_costs_that_line_only(tmp_path):
+    path = tmp_path / "state.json"
+    state = StateFile(path, KEY)
+    for site in ("first", "second"):
+        state.put("measured", site, 0.25)
+    path.write_bytes(path.read_bytes()[:-4])
+    again = StateFile(path, KEY)
+    assert again.stage("measured") == {"first": 0.25}
+    again.put("measured", "third", 0.5)
+    assert StateFile(path, KEY).stage("measured") == {"first": 0.25, "third": 0.5}
+
+
 def test_another_version_is_refused(tmp_path):
     path = tmp_path / "state.json"
-    path.write_text('{"version": 7, "key": {}, "stages": {}}')
-    with pytest.raises(ZigpassError, match=r"state file version 7, this zigpass reads version 1"):
+    path.write_text('{"version": 7, "key": {}}\n')
+    with pytest.raises(ZigpassError, match=r"state file version 7, this zigpass reads version 2"):
         StateFile(path, KEY)
 
 
