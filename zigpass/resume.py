@@ -57,17 +57,19 @@ class StateFile:
         self._stages.setdefault(stage, {})[name] = value
         if self._path is None:
             return
+        header = json.dumps({"version": FILE_VERSION, "key": self._key}) + "\n"
+        line = json.dumps([stage, name, value]) + "\n"
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                if not file.tell():
-                    file.write(json.dumps({"version": FILE_VERSION, "key": self._key}) + "\n")
-                file.write(json.dumps([stage, name, value]) + "\n")
+                file.write(line if file.tell() else header + line)
         except OSError as error:
             raise ZigpassError(f"{self._path}: cannot keep the state of the calibration ({error})") from error
 
     def _read(self, path: Path) -> None:
         try:
             content = path.read_bytes()
+            if not content:  # interrupted before the first line
+                return
             whole = content[: content.rfind(b"\n") + 1]
             header, *lines = [json.loads(line) for line in whole.splitlines()]
             version, key = header["version"], header["key"]
