@@ -5,6 +5,8 @@ import os
 import pytest
 import torch
 
+from zigpass.decode_like import DecodeLike
+
 # Test files run in two processes side by side; more threads than cores make both slower.
 torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
 
@@ -15,6 +17,32 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+class DecodeRuns(list):
+    """Where each `DecodeLike.run` started, in order.
+
+    Attributes:
+        interrupt_at: Ctrl-C comes once, in place of the run with this index.
+    """
+
+    interrupt_at = None
+
+
+@pytest.fixture
+def decode_runs(monkeypatch):
+    """The runs of decode-like windows, watched, and interrupted where a test asks for it."""
+    runs, run = DecodeRuns(), DecodeLike.run
+
+    def watched(self, start=None):
+        if len(runs) == runs.interrupt_at:
+            runs.interrupt_at = None
+            raise KeyboardInterrupt
+        runs.append(start)
+        return run(self, start)
+
+    monkeypatch.setattr(DecodeLike, "run", watched)
+    return runs
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def measure_settings(
         names: what to call the model, the calibration text and the held-out text.
         lm_eval: a tokenizer and tasks to run with lm-eval at every setting.
     """
-    model, prefix, machine = calibration.model, calibration.prefix, provenance()
+    model, prefix = calibration.model, calibration.prefix
     qualities = evaluate_each(
         model,
         held_out,
@@ -164,6 +164,7 @@ def measure_settings(
         state=calibration.state,
         progress=progress,
     )
+    machine = provenance()
     first = next(iter(qualities.values()))
     return Measurement(
         model=names[0],

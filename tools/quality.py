@@ -16,6 +16,7 @@ from zigpass.allocations import ALLOCATIONS
 from zigpass.calibration import Calibration
 from zigpass.cli import run_script
 from zigpass.rules import RULES
+from zigpass.runtime import ZigpassError
 from zigpass.tokens import encode, text_windows
 from zigpass.tools.device_option import Device, find_device, move_to
 from zigpass.tools.evaluate import quality_table
@@ -67,6 +68,8 @@ def quality(
     scale_axis: Axis = "in",
 ) -> None:
     """Measure every rule and allocation and write docs/quality.md."""
+    if quantizers and device:
+        raise ZigpassError("--quantizers compares on the CPU: leave --device out")
     console = Console()
     place = find_device(device)
     results = output / "tools" / "results"

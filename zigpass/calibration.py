@@ -154,7 +154,6 @@ class Calibration:
         self._gradients: dict[str, Tensor] | None = None
         self._comparison: DecodeLike | None = None
         self._decoding: DecodeLike | None = None
-        self._found: dict[tuple[Any, ...], dict[str, SiteThreshold]] = {}
 
     @property
     def num_tokens(self) -> int:
@@ -215,7 +214,7 @@ class Calibration:
     def with_selection(self, selection: Selection) -> Calibration:
         """The same measurements, for thresholds of another kind."""
         other = copy.copy(self)
-        other.selection, other._found = _known(selection), {}
+        other.selection = _known(selection)
         return other
 
     def threshold(self, rule: Rule, name: str, sparsity: float) -> Tensor:
@@ -229,16 +228,11 @@ class Calibration:
         Raises:
             ZigpassError: activations that are not finite, or a site that the model never uses.
         """
-        key = (rule.name, tuple(sorted(sparsity.items())))
-        if key not in self._found:
-            if self.selection == "top_k":
-                found = {name: place_count(share, self.sites[name].features) for name, share in sparsity.items()}
-            else:
-                placed = self._placed_sparsely(rule, sparsity) if self.recalibrate else self._placed(rule, sparsity)
-                weights = self.weights_of(rule) or {}
-                found = {name: placed[name].threshold(share, weights.get(name)) for name, share in sparsity.items()}
-            self._found[key] = found
-        return self._found[key]
+        if self.selection == "top_k":
+            return {name: place_count(share, self.sites[name].features) for name, share in sparsity.items()}
+        placed = self._placed_sparsely(rule, sparsity) if self.recalibrate else self._placed(rule, sparsity)
+        weights = self.weights_of(rule) or {}
+        return {name: placed[name].threshold(share, weights.get(name)) for name, share in sparsity.items()}
 
     def _placed(self, rule: Rule, sparsity: Mapping[str, float]) -> dict[str, Placed]:
         scores = self.scores_of(rule)

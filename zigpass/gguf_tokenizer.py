@@ -15,6 +15,8 @@ from zigpass.runtime import ZigpassError
 
 from .formats.gguf_file import GgufFile
 
+SAMPLED_TOKENS = 4096
+"""A vocabulary has up to 262,144; a quarter or more of them are such words."""
 SAMPLED_WORDS = 64
 WHOLE_SHARE = 0.5
 """Of words that are one token of the vocabulary, each is one token of a text: all 2,000 sampled ones with Gemma-3 and
@@ -44,7 +46,8 @@ def load_gguf_tokenizer(path: str | os.PathLike[str]) -> Any:
 def _check_words(tokenizer: Any, path: Path) -> None:
     import transformers
 
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    ids = range(0, len(tokenizer), max(1, len(tokenizer) // SAMPLED_TOKENS))
+    tokens = tokenizer.convert_ids_to_tokens(ids)
     words = [match[1] for token in tokens if (match := WORD.fullmatch(token))]
     words = words[:: max(1, len(words) // SAMPLED_WORDS)]
     pieces = {word: tokenizer.tokenize(f" {word}") for word in words}

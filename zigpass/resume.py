@@ -57,19 +57,22 @@ class StateFile:
         self._stages.setdefault(stage, {})[name] = value
         if self._path is None:
             return
-        header = json.dumps({"version": FILE_VERSION, "key": self._key}) + "\n"
         line = json.dumps([stage, name, value]) + "\n"
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line if file.tell() else header + line)
+            if self._path.exists():
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(line)
+            else:
+                temporary = Path(f"{self._path}.part")  # so that the file is never there without its first line
+                header = json.dumps({"version": FILE_VERSION, "key": self._key}) + "\n"
+                temporary.write_text(header + line, encoding="utf-8")
+                temporary.replace(self._path)
         except OSError as error:
             raise ZigpassError(f"{self._path}: cannot keep the state of the calibration ({error})") from error
 
     def _read(self, path: Path) -> None:
         try:
             content = path.read_bytes()
-            if not content:  # interrupted before the first line
-                return
             whole = content[: content.rfind(b"\n") + 1]
             header, *lines = [json.loads(line) for line in whole.splitlines()]
             version, key = header["version"], header["key"]

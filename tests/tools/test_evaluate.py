@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 from tests.models import WORDS, quantized_tiny_llama, random_tokens
 from zigpass.cli import app
-from zigpass.decode_like import DecodeLike
 from zigpass.load_packed import from_pretrained
 from zigpass.runtime import ZigpassError
 from zigpass.save import save_pretrained
@@ -78,26 +77,17 @@ def measured_sites(state):
     return [name for stage, name, _ in lines if stage == "measured magnitude"]
 
 
-def test_calibrate_goes_on_after_ctrl_c(folder, text, tmp_path, monkeypatch):
+def test_calibrate_goes_on_after_ctrl_c(folder, text, tmp_path, decode_runs):
     output, state = tmp_path / "found.safetensors", tmp_path / "found.safetensors.state"
     arguments = ("calibrate", folder, "--bits", 4, "--group-size", 32, "--calibration", text, "--output", output)
-    run, starts = DecodeLike.run, []
-
-    def interrupted(self, start=None):
-        if len(starts) == 5:
-            raise KeyboardInterrupt
-        starts.append(start)
-        return run(self, start)
-
-    monkeypatch.setattr(DecodeLike, "run", interrupted)
+    decode_runs.interrupt_at = 5
     result = invoke(*arguments)
     assert result.exit_code != 0
     assert "keeps what was measured" in result.output
     assert len(measured_sites(state)) == 5
     assert not output.exists()
-    monkeypatch.setattr(DecodeLike, "run", lambda self, start=None: starts.append(start) or run(self, start))
     assert invoke(*arguments).exit_code == 0
-    assert sum(start is not None for start in starts) == 8  # every site was measured once
+    assert sum(start is not None for start in decode_runs) == 8  # every site was measured once
     assert output.exists()
     assert not state.exists()
 
@@ -116,7 +106,7 @@ def test_a_real_interrupt_keeps_what_was_measured(folder, text, tmp_path):
         # Shells start jobs in the background with the interrupt ignored, and what they start inherits that.
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
-    while not (state.exists() and state.stat().st_size) and running.poll() is None:
+    while not state.exists() and running.poll() is None:
         time.sleep(0.002)
     running.send_signal(signal.SIGINT)
     said, _ = running.communicate(timeout=120)

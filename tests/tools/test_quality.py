@@ -8,6 +8,7 @@ import torch
 from tests.models import WORDS, quantized_tiny_llama, random_tokens, tiny_llama
 from zigpass.config import ZigzagConfig
 from zigpass.linear import find_linears
+from zigpass.runtime import ZigpassError
 from zigpass.tools import quality
 from zigpass.tools.measure_quality import Measurement, Row, measure_quality
 from zigpass.tools.measure_quantizers import QuantizerMeasurement, measure_quantizers
@@ -140,3 +141,8 @@ def test_the_float_model_is_left_alone():
     )
     assert not list(find_linears(model))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_quantizers_are_compared_on_the_cpu():
+    with pytest.raises(ZigpassError, match="--quantizers compares on the CPU: leave --device out"):
+        quality.quality(quantizers=True, device="cuda")

@@ -221,34 +221,26 @@ def test_a_model_without_a_cache_can_be_calibrated_uniformly_only():
     assert calibrate(model, TEXT, allocation="uniform", **OPTIONS).sites.keys() == {"mlp_in"}
 
 
-def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, decode_runs):
     model, path = uneven_llama(), tmp_path / "state.json"
     for site in find_sites(model).values():
         site.set_threshold(0.125)
     expected = calibrate(uneven_llama(), TEXT, 0.5, **OPTIONS)
-    run, calls = DecodeLike.run, []
-
-    def interrupted(self, start=None):
-        if start is not None and len(calls) == 5:
-            raise KeyboardInterrupt
-        calls.append(start)
-        return run(self, start)
-
-    monkeypatch.setattr(DecodeLike, "run", interrupted)
+    decode_runs.clear()
+    decode_runs.interrupt_at = 5
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, TEXT, 0.5, resume=path, **OPTIONS)
     assert all(site.threshold.tolist() == [0.125] for site in find_sites(model).values())
-    monkeypatch.setattr(DecodeLike, "run", lambda self, start=None: calls.append(start) or run(self, start))
     resumed = calibrate(model, TEXT, 0.5, resume=path, **OPTIONS)
-    assert sum(start is not None for start in calls) == len(resumed.sites)
+    assert sum(start is not None for start in decode_runs) == len(resumed.sites)
     for name, site in expected.sites.items():
         assert torch.equal(resumed.sites[name].threshold, site.threshold)
-    before = len(calls)
+    before = len(decode_runs)
     calibrate(model, TEXT, 0.3, resume=path, **OPTIONS)
-    assert all(start is None for start in calls[before:])
-    before = len(calls)
+    assert all(start is None for start in decode_runs[before:])
+    before = len(decode_runs)
     again = calibrate(model, TEXT, 0.5, resume=path, **OPTIONS)
-    assert len(calls) == before  # placed thresholds and what candidates lose are kept too
+    assert len(decode_runs) == before  # placed thresholds and what candidates lose are kept too
     assert all(torch.equal(again.sites[name].threshold, site.threshold) for name, site in expected.sites.items())
 
 

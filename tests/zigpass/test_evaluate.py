@@ -6,7 +6,6 @@ import torch
 
 from tests.models import SwiGlu, quantized_tiny_llama, random_tokens
 from zigpass.calibrate import calibrate
-from zigpass.decode_like import DecodeLike
 from zigpass.evaluate import evaluate, evaluate_each
 from zigpass.observe import sparse_rows
 from zigpass.resume import StateFile
@@ -56,33 +55,25 @@ def test_several_thresholds_on_the_same_windows():
     assert found["high"] == run(model)
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatch, decode_runs):
     model, path = quantized_tiny_llama(), tmp_path / "state.json"
     monkeypatch.setattr(sys.modules["zigpass.evaluate"], "BATCH_BYTES", 1)  # every window by itself
     options = {"window": 96, "num_windows": 3, "progress": False}
     settings = {f"{target}": calibrate(model, TEXT, target, allocation="uniform", **options) for target in (0.2, 0.6)}
-    run, calls = DecodeLike.run, []
-
-    def interrupted(self, start=None):
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        calls.append(start)
-        return run(self, start)
 
     def evaluated():
         state = StateFile(path, {"weights": "these"})
         return evaluate_each(model, TEXT, settings, prefix=32, window=64, num_windows=3, state=state, progress=False)
 
-    monkeypatch.setattr(DecodeLike, "run", interrupted)
+    decode_runs.interrupt_at = 3
     with pytest.raises(KeyboardInterrupt):
         evaluated()
-    monkeypatch.setattr(DecodeLike, "run", lambda self, start=None: calls.append(start) or run(self, start))
     resumed = evaluated()
-    assert len(calls) == 3 * len(settings)
+    assert len(decode_runs) == 3 * len(settings)
     assert resumed == evaluated() == evaluate_each(
         model, TEXT, settings, prefix=32, window=64, num_windows=3, progress=False
     )  # fmt: skip
-    assert len(calls) == 2 * 3 * len(settings)
+    assert len(decode_runs) == 2 * 3 * len(settings)
 
 
 def test_standard_errors_are_over_the_windows():

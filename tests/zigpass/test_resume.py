@@ -44,22 +44,13 @@ def test_the_state_of_another_calibration_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]\n", '{"version": 2}\n', '{"version": 2, "key": {}}', '{"version": 2, "key": {}}\n3\n']
+    "content", ["", "{", "[]\n", '{"version": 2}\n', '{"version": 2, "key": {}}', '{"version": 2, "key": {}}\n3\n']
 )
 def test_a_damaged_file_is_refused(tmp_path, content):
     path = tmp_path / "state.json"
     path.write_text(content)
     with pytest.raises(ZigpassError, match=r"state.json: not the state of a calibration"):
         StateFile(path, KEY)
-
-
-def test_an_empty_file_holds_nothing(tmp_path):
-    path = tmp_path / "state.json"
-    path.touch()
-    state = StateFile(path, KEY)
-    assert not state.resumed
-    state.put("measured", "site", 0.25)
-    assert StateFile(path, KEY).resumed
 
 
 def test_a_line_cut_short_costs_that_line_only(tmp_path):
