@@ -13,6 +13,7 @@ from typing import Annotated, Protocol, cast, get_args
 import typer
 
 from zigpass.runtime import ZigpassError
+from zigpass.runtime.cuda.arguments import FULL_SHARE
 from zigpass.runtime.cuda.specialization import LaunchConfig
 from zigpass.runtime.cuda.tables import NEVER, Entry, default_config, user_folder, write_table
 from zigpass.runtime.layout import ScaleAxis
@@ -79,8 +80,9 @@ def refinements(best: LaunchConfig) -> list[tuple[LaunchConfig, ...]]:
     return [
         (replace(best, fetch=256),),
         (replace(best, lockstep=True),),
-        tuple(replace(best, early=columns) for columns in (32, 64, 128)),
-        tuple(replace(best, early_dense=columns) for columns in (64, 128, 256)),
+        tuple(replace(best, early=columns) for columns in (32, 64, 96, 128)),
+        tuple(replace(best, early_dense=columns) for columns in (64, 96, 128, 256)),
+        tuple(replace(best, late_share=share) for share in (15, 14, 13)),
     ]
 
 
@@ -210,6 +212,7 @@ def describe(config: LaunchConfig) -> str:
     ]
     shown += [f"{name} {getattr(config, name)}" for name in ("early", "early_dense") if getattr(config, name)]
     shown += [f"fetch {config.fetch}"] * (config.fetch != 128)
+    shown += [f"late share {config.late_share}/{FULL_SHARE}"] * (config.late_share != FULL_SHARE)
     return ", ".join(shown + ["lockstep"] * config.lockstep)
 
 

@@ -6,11 +6,9 @@ import ctypes
 import dataclasses
 
 from ..layout import Layout, round_up
-from .arguments import Arguments
+from .arguments import FULL_SHARE, Arguments
 from .formats import F32, FORMAT_BYTES, NONE
 
-STEP = 16
-"""Columns of one tensor-core step; a unit of the active list starts at a multiple of it."""
 LANES = 32
 CUT_UNITS = 3
 """Units of a pass that it shares with other passes, at most: both ends of the first piece, one of the second."""
@@ -62,6 +60,7 @@ class LaunchConfig:
         early_dense: the same in a dense launch, which needs them all.
         lockstep: warps side by side wait for each other at every step.
         fetch: bytes that L2 reads at least, 128 or 256.
+        late_share: what a block that starts late gets of the weights, in sixteenths of the others' share.
     """
 
     row_warps: int
@@ -73,6 +72,7 @@ class LaunchConfig:
     early_dense: int = 0
     lockstep: bool = False
     fetch: int = 128
+    late_share: int = FULL_SHARE
 
     @property
     def threads(self) -> int:
@@ -92,6 +92,8 @@ class Partials:
     at_once: int
 
 
+COMBINE_THREADS, COMBINED_ROWS = 128, (32, 64, 128)
+"""Threads of a block of `zigzag_combine`, and rows that it may add up."""
 NO_PARTIALS = Partials(1, 4)
 """Of a launch whose x is not made of partial sums."""
 
@@ -110,6 +112,8 @@ class Gemv:
     activation: int = 0
     middle: Partials = NO_PARTIALS
     """How the launch before leaves the partial sums that are x."""
+    combined_rows: int = COMBINED_ROWS[0]
+    """Rows of a block of `zigzag_combine`."""
 
     @property
     def tile(self) -> int:
@@ -128,17 +132,15 @@ class Gemv:
         kind, config = self.kind, self.config
         unit = unit_words(kind.group)
         units = -(-(config.chunk // 32) // unit) + CUT_UNITS
-        words = units * unit
-        list_steps = -(-(config.chunk // STEP) // config.column_warps) + 1
-        one_list = round_up(list_steps * STEP * 4 * (1 + self.rows) + list_steps * 4, 16)
+        active_list = round_up(config.chunk * 4 * (1 + self.rows) + units * 4, 16)
         scale_bytes = FORMAT_BYTES[kind.scale_format] + FORMAT_BYTES[kind.zero_format]
         staged = 1 if kind.scale_axis_out else 1024 // kind.bits * scale_bytes
         warps = config.row_warps * config.column_warps
         reduced = config.column_warps * self.tile * self.rows * 4
-        listed = config.column_warps * one_list + round_up(warps * 2 * staged, 16)
-        gathers = words * 16 if self.x_format == NONE else 0
-        marks = words * 4 + self.rows * warps * 4 + 64
-        return round_up(reduced + max(listed, reduced) + self.rows * words * 128 + gathers + marks, 16)
+        listed = active_list + round_up(warps * 2 * staged, 16)
+        gathers = config.chunk // 2 if self.x_format == NONE else 0
+        marks = round_up(config.chunk // 8, 16) + round_up(units * round_up(unit, 4), 8) + self.rows * warps * 4 + 64
+        return round_up(reduced + max(listed, reduced) + self.rows * config.chunk * 4 + gathers + marks, 16)
 
     @property
     def macros(self) -> dict[str, int]:
@@ -166,6 +168,7 @@ class Gemv:
             "EARLY": config.early if self.sparse else config.early_dense,
             "LOCKSTEP": int(config.lockstep),
             "FETCH": config.fetch,
+            "COMBINED_ROWS": self.combined_rows,
             "IN_TILE": self.middle.tile,
             "PARTS_AT_ONCE": self.middle.at_once,
             "SHARED_BYTES": self.shared_bytes,

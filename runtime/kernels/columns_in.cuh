@@ -42,7 +42,7 @@ DEVICE long long scale_offset(const Arguments& a, const Tile& t, int group) {
 
 // Asks L2 for the scales before the previous kernel is done: x is not known yet, but all scales will be read. A
 // prefetch returns no data, so it is safe even when that kernel wrote them.
-DEVICE void prefetch_scales(const Shared& s, const Arguments& a, const Cut& cut) {
+DEVICE void prefetch_scales(const Shared& s, const Arguments& a, const Cut& cut, int thread, int threads) {
   constexpr int SCALE_LINES = div_up(TILE * format_bytes(SCALE_FORMAT), 128);
   constexpr int ZERO_LINES = div_up(TILE * format_bytes(ZERO_FORMAT), 128);
 #pragma unroll 1
@@ -54,7 +54,7 @@ DEVICE void prefetch_scales(const Shared& s, const Arguments& a, const Cut& cut)
     const int from = piece ? 0 : cut.from, first = from / GROUP_WORDS;
     const int groups = (from + words - 1) / GROUP_WORDS - first + 1;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < groups * (SCALE_LINES + ZERO_LINES); i += THREADS) {
+    for (int i = thread; i < groups * (SCALE_LINES + ZERO_LINES); i += threads) {
       const int group = i / (SCALE_LINES + ZERO_LINES), line = i % (SCALE_LINES + ZERO_LINES);
       const bool zero = line >= SCALE_LINES;
       const int bytes = zero ? format_bytes(ZERO_FORMAT) : format_bytes(SCALE_FORMAT);
@@ -162,11 +162,11 @@ DEVICE void Sums::add_column(const Arguments& a, const Tile& t, const u8* codes,
   }
 }
 
-// Adds the steps of a column warp's list to `sums`. The first `own_first` are of the first piece; when that closes, its
-// sums go to shared memory, and `sums` goes on with the second.
-DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cut& cut, const Source& first,
-                       const Source& second, Sums& sums, int row_warp, int column_warp, int steps, int own_first,
-                       int units, float unscale) {
+// Adds a column warp's steps to `sums`. When those of the first piece are done and it closes, its sums go to shared memory,
+// and `sums` goes on with the second.
+DEVICE void accumulate(Shared& s, const Arguments& a, const Cut& cut, const Source& first, const Source& second,
+                       Sums& sums, int row_warp, int column_warp, const Work& work, float unscale) {
+  const List& list = s.list;
   const int g = threadIdx.x % 32 / 4;
   const u16* parts = list.parts[g % TAKEN / 2][g % 2];
   u32 keep[SHARING];
@@ -179,14 +179,14 @@ DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cu
   auto load = [&](Codes& codes, int at) {
     u32 column[4];
     columns_of_step(list, at, column);
-    const bool in_first = at < own_first;
+    const bool in_first = at < work.first;
     load_codes(codes, column, second.base + (in_first ? to_first : 0), second.stride + (in_first ? to_first_stride : 0),
                (in_first && first.exists) || (!in_first && second.exists));
   };
   u8(*staged)[GROUP_BYTES] = s.staged[threadIdx.x / 32];
   auto stage = [&](int unit) {
-    if (unit < units) {
-      const u32 record = list.units[unit];
+    if (unit < work.units) {
+      const u32 record = list.units[work.unit + unit];
       stage_scales(staged[unit % 2], a, s.tiles[record >> 31], record >> 16 & 0x7fff, row_warp);
     } else {
       close_copies();  // counted all the same
@@ -197,29 +197,30 @@ DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cu
 #pragma unroll
   for (int d = 0; d < DEPTH; ++d) {
 #pragma unroll
-    for (int c = 0; c < 4; ++c) ring[d].column[c] = make_uint4(0, 0, 0, 0);
-    if (d < steps) load(ring[d], d);
+    for (int c = 0; c < 4; ++c) ring[d].column[c] = make_uint4(any_bits(), any_bits(), any_bits(), any_bits());
+    if (work.begin + d < work.end) load(ring[d], work.begin + d);
   }
   stage(0);
   stage(1);
   bool open = cut.first_closes;
   auto close_first_at = [&](int step) {
-    if (open && step == own_first) {
+    if (open && step == work.first) {
       sums.store(s.reduced_first, row_warp, column_warp);
       sums.clear();
       open = false;
     }
   };
-  close_first_at(0);
+  close_first_at(work.begin);
   Products products;
   products.clear();
-  int step = 0, unit = 0, stop = steps ? list.units[0] & 0xffff : 0;
-  while (step < steps) {
+  auto end_of = [&](int unit) { return min(int(list.units[work.unit + unit] & 0xffff), work.end); };
+  int step = work.begin, unit = 0, stop = work.units ? end_of(0) : 0;
+  while (step < work.end) {
 #pragma unroll
     for (int d = 0; d < DEPTH; ++d) {
-      if (step < steps) {
+      if (step < work.end) {
         products.add(ring[d], parts, step, keep);
-        if (step + DEPTH < steps) load(ring[d], step + DEPTH);
+        if (step + DEPTH < work.end) load(ring[d], step + DEPTH);
         keep_step(column_warp);
         if (++step == stop) {
           wait_for_copies_but<1>();
@@ -229,7 +230,7 @@ DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cu
           __syncwarp();
           stage(unit + 2);
           ++unit;
-          if (step < steps) stop = list.units[unit] & 0xffff;
+          if (step < work.end) stop = end_of(unit);
           close_first_at(step);
         }
       }

@@ -27,7 +27,7 @@ struct Sums {
   }
 };
 
-DEVICE void prefetch_scales(const Shared&, const Arguments&, const Cut&) {}
+DEVICE void prefetch_scales(const Shared&, const Arguments&, const Cut&, int, int) {}
 
 // An integer below 2^23 as a float, without the convert instruction, whose rate is a quarter.
 DEVICE float small_float(u32 value) { return __uint_as_float(value | 0x4b000000u) - 8388608.0f; }
@@ -168,9 +168,10 @@ DEVICE void Sums::add_column(const Arguments& a, const Tile& t, const u8* codes,
   }
 }
 
-// As for the scale axis "in": the steps of a column warp's list to `sums`, those of a closing first piece to shared memory.
-DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cut& cut, const Source&,
-                       const Source&, Sums& sums, int row_warp, int column_warp, int steps, int own_first, int, float unscale) {
+// As for the scale axis "in": a column warp's steps to `sums`, those of a closing first piece to shared memory.
+DEVICE void accumulate(Shared& s, const Arguments& a, const Cut& cut, const Source&, const Source&, Sums& sums,
+                       int row_warp, int column_warp, const Work& work, float unscale) {
+  const List& list = s.list;
   const int g = threadIdx.x % 32 / 4;
   u32 keep[4];
 #pragma unroll
@@ -178,8 +179,8 @@ DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cu
 #pragma unroll 1
   for (int i = 0; i < 2; ++i) {
     const Source from(a, s.tiles[i], row_warp);  // here: a choice between two structs would lie in local memory
-    int step = i ? own_first : 0;
-    const int stop = i ? steps : own_first;
+    int step = i ? work.first : work.begin;
+    const int stop = i ? work.end : work.first;
     Codes ring[DEPTH];
     Records record_ring[DEPTH];
     auto load = [&](Codes& codes, Records& records, int at) {
@@ -201,7 +202,7 @@ DEVICE void accumulate(Shared& s, const List& list, const Arguments& a, const Cu
 #pragma unroll
     for (int d = 0; d < DEPTH; ++d) {
 #pragma unroll
-      for (int c = 0; c < 4; ++c) ring[d].column[c] = make_uint4(0, 0, 0, 0);
+      for (int c = 0; c < 4; ++c) ring[d].column[c] = make_uint4(any_bits(), any_bits(), any_bits(), any_bits());
       if (step + d < stop) load(ring[d], record_ring[d], step + d);
     }
 #pragma unroll

@@ -2,8 +2,8 @@
 // README.md beside this file draws the layout, the thread map and the byte counts.
 //
 // One launch covers up to three weights that share x (q, k, v or gate, up). Their bands are cut into tiles of
-// TILE = 256 * ROW_WARPS rows (4 bits), and the flat (tile, column) space is dealt evenly to a one-wave grid, so every
-// block does the same work whatever the shapes. Blocks leave partial sums; `zigzag_combine`, or the next GEMV of an MLP
+// TILE = 256 * ROW_WARPS rows (4 bits), and the flat (tile, column) space is dealt to a one-wave grid, so that blocks end
+// together whatever the shapes. Blocks leave partial sums; `zigzag_combine`, or the next GEMV of an MLP
 // while it selects, adds them up in block order: the same bits every run, without atomics. A block thresholds its own
 // piece of x and keeps the list of active columns in shared memory (no index kernel, no index list in global memory);
 // its column warps share the list evenly.
@@ -14,9 +14,9 @@
 //
 // Macros: BITS, SCALE_AXIS_OUT, GROUP, SCALE_FORMAT, ZERO_FORMAT, ZERO_KIND, X_FORMAT (NONE: x is the activated middle
 // of an MLP, given as partial sums), HAS_GATE, ACTIVATION, OUT_FORMAT (of zigzag_combine), SPARSE, PERMUTED,
-// ROWS, ROW_WARPS, COLUMN_WARPS, BLOCKS_PER_SM, CHUNK (columns of a pass), PARTS (fp16 parts of x),
-// DEPTH, EARLY, LOCKSTEP, FETCH, IN_TILE (rows of the tiles that made the middle), PARTS_AT_ONCE (blocks
-// that share one of those, rounded up), SHARED_BYTES, ARGUMENT_BYTES.
+// ROWS, ROW_WARPS, COLUMN_WARPS, BLOCKS_PER_SM, CHUNK (columns of a pass), PARTS (fp16 parts of x), DEPTH, EARLY, LOCKSTEP,
+// FETCH, COMBINED_ROWS (of a block of zigzag_combine), IN_TILE (rows of the tiles that made the middle), PARTS_AT_ONCE
+// (blocks that share one of those, rounded up), SHARED_BYTES, ARGUMENT_BYTES.
 #include "common.cuh"
 
 struct Arguments {
@@ -34,13 +34,11 @@ struct Arguments {
   int rows;
   int per_channel;  // 1: a threshold per entry
   int in_up_tile;   // first tile of up in the launch that made the middle
-  int in_blocks;    // its grid
-  Divider in_tiles;      // its tiles
+  Deal in_deal;     // of that launch
   Divider gate_band;     // tiles are cut inside bands
   Divider up_band;
-  Divider words;         // columns of a tile, in words of 32
-  Divider tiles;         // of all weights
-  Divider blocks;        // the grid of zigzag_gemv
+  int words;             // columns of a tile, in words of 32
+  Deal deal;             // of all weights to the grid of zigzag_gemv
 };
 static_assert(sizeof(Arguments) == ARGUMENT_BYTES, "the Python side packs another struct");
 
@@ -66,9 +64,7 @@ DEVICE constexpr int unit_words() {
 }
 constexpr int UNIT_WORDS = unit_words();
 constexpr int DOMAIN_UNITS = div_up(CHUNK_WORDS, UNIT_WORDS) + 3;  // two pieces, each cut anywhere
-constexpr int DOMAIN_WORDS = DOMAIN_UNITS * UNIT_WORDS;
-constexpr int LIST_STEPS = div_up(CHUNK / STEP, COLUMN_WARPS) + 1;
-constexpr int LIST = LIST_STEPS * STEP;
+constexpr int UNIT_BYTES = UNIT_WORDS > 4 ? 8 : 4;
 constexpr u32 PADDING = ~0u;
 constexpr int REDUCED = COLUMN_WARPS * TILE * ROWS * 4;
 // An mma has 8 result columns. One row of x takes two (high and low part); with fewer than 8 taken, that many
@@ -77,6 +73,7 @@ constexpr int TAKEN = 2 * (ROWS == 3 ? 4 : ROWS);
 constexpr int QUADS = TILE * ROWS / 4;      // of the sums, in float4
 [[maybe_unused]] constexpr int SHARING = 8 / TAKEN;
 static_assert(ROWS == 1 || ROWS == 2 || ROWS == 4, "rows of a launch");
+static_assert(X_FORMAT != NONE || ROWS == 1, "the middle has one row");
 static_assert(!SCALE_AXIS_OUT || (BITS == 4 && ROWS == 1), "scale_axis out: 4 bits, one row");
 static_assert(CHUNK % 32 == 0 && CHUNK / STEP < 65536, "steps of a list are 16-bit");
 static_assert(DOMAIN_UNITS <= 32, "a lane scans a unit");
@@ -102,20 +99,23 @@ struct Cut {
   bool second_closes;
 };
 
-struct Steps {
-  int first;  // of the first piece
-  int all;
-};
-
-// The active columns of a column warp.
+// The active columns of a pass, in steps.
 struct __align__(16) List {
-  u32 columns[LIST];
+  u32 columns[CHUNK];
   // "in": fp16 high and low parts; "out": the scaled entry itself, its parts depend on the row block.
   union {
-    u16 parts[ROWS][2][LIST];
-    float entries[ROWS][LIST];
+    u16 parts[ROWS][2][CHUNK];
+    float entries[ROWS][CHUNK];
   };
-  u32 units[LIST_STEPS];  // step where the unit ends, its group, whether it belongs to the second piece
+  u32 units[DOMAIN_UNITS];  // of those with active columns: step where it ends, its group, whether it is of the second piece
+};
+
+// What a column warp does of the list.
+struct Work {
+  int begin, end;  // steps
+  int first;       // where the steps of the first piece end in them
+  int unit;        // the first unit, in list.units
+  int units;
 };
 
 constexpr int GROUP_BYTES = SCALE_AXIS_OUT ? 0 : WARP_ROWS * (format_bytes(SCALE_FORMAT) + format_bytes(ZERO_FORMAT));
@@ -125,16 +125,17 @@ struct __align__(16) Shared {
   float reduced_first[REDUCED / 4];
   union {
     struct {
-      List lists[COLUMN_WARPS];
+      List list;
       __align__(16) u8 staged[WARPS][2][GROUP_BYTES + SCALE_AXIS_OUT];  // scales and zeros of a warp's rows: this unit, the next
     };
     float reduced_second[REDUCED / 4];
   };
-  float x[ROWS][DOMAIN_WORDS * 32];
+  float x[ROWS][CHUNK];
 #if X_FORMAT == 4
-  int4 gathers[DOMAIN_WORDS];
+  int4 gathers[CHUNK_WORDS];
 #endif
-  __align__(16) u32 masks[DOMAIN_WORDS];
+  __align__(16) u32 masks[CHUNK_WORDS];
+  __align__(8) u8 counts[DOMAIN_UNITS * UNIT_BYTES];  // active columns of each word
   u32 largest[ROWS][WARPS];
   Tile tiles[2];  // of the pieces
 };
@@ -237,18 +238,17 @@ DEVICE void accumulate_plain(Shared& s, const Arguments& a, const Cut& cut, cons
                              const Source& first, const Source& second, Sums& sums, int row_warp, int column_warp) {
 #pragma unroll 1
   for (int piece = 0; piece < 2; ++piece) {
-    const int first_word = piece ? domain.first_units * UNIT_WORDS : 0;
-    const int end_word = piece ? domain.units * UNIT_WORDS : domain.first_units * UNIT_WORDS;
+    const int begin = piece ? domain.own_first : 0, end = piece ? domain.own : domain.own_first;
     const bool exists = piece ? second.exists : first.exists;
     const u8* base = piece ? second.base : first.base;
     const u32 stride = piece ? second.stride : first.stride;
 #pragma unroll 1
-    for (int word = first_word + column_warp; exists && word < end_word; word += COLUMN_WARPS) {
+    for (int i = begin + column_warp; exists && i < end; i += COLUMN_WARPS) {
 #pragma unroll 1
-      for (u32 mask = s.masks[word]; mask; mask &= mask - 1) {
+      for (u32 mask = s.masks[i]; mask; mask &= mask - 1) {
         const int bit = __ffs(mask) - 1;
-        const int column = column_of(domain.word_of_tile(word) * 32 + bit);
-        sums.add_column(a, s.tiles[piece], base + (u64)column * stride, column, s.x[mma_row()][word * 32 + bit], row_warp);
+        const int column = column_of(domain.own_word_of_tile(i) * 32 + bit);
+        sums.add_column(a, s.tiles[piece], base + (u64)column * stride, column, s.x[mma_row()][i * 32 + bit], row_warp);
       }
     }
     if (piece == 0 && cut.first_closes) {
@@ -260,11 +260,11 @@ DEVICE void accumulate_plain(Shared& s, const Arguments& a, const Cut& cut, cons
 
 // Asks L2 for the first EARLY columns of the block's share before the previous kernel is done and the active ones are
 // known: memory would be idle. As with the scales, a prefetch returns no data, so it is safe.
-DEVICE void prefetch_codes(const Shared& s, const Arguments& a, const Cut& cut) {
+DEVICE void prefetch_codes(const Shared& s, const Arguments& a, const Cut& cut, int thread, int threads) {
   constexpr int LINES = TILE * BITS / 8 / 128;  // of a column
   const int words = cut.first + cut.second;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < EARLY * LINES; i += THREADS) {
+  for (int i = thread; i < EARLY * LINES; i += threads) {
     const int line = i % LINES, column = i / LINES;  // spread over the places where the column warps start
     const int at = words * 32 * (column % COLUMN_WARPS) / COLUMN_WARPS + column / COLUMN_WARPS;
     if (at >= words * 32) continue;
@@ -277,14 +277,24 @@ DEVICE void prefetch_codes(const Shared& s, const Arguments& a, const Cut& cut) 
   }
 }
 
+// Half of the threads for each, because what comes before the wait takes as long as what the block waits for. A block
+// that starts late has no time in which memory would be idle.
+DEVICE void prefetch(const Shared& s, const Arguments& a, const Cut& cut) {
+  constexpr int HALF = EARLY && !SCALE_AXIS_OUT && WARPS > 1 ? WARPS / 2 * 32 : 0;
+  const int thread = threadIdx.x;
+  if (EARLY && thread >= HALF && int(blockIdx.x) < a.deal.late) prefetch_codes(s, a, cut, thread - HALF, THREADS - HALF);
+  if (thread < HALF || !HALF) prefetch_scales(s, a, cut, thread, HALF ? HALF : THREADS);
+}
+
 // The block's share of the flat space, and the part of it that a pass takes from word `from` of a tile on.
 struct Share {
-  int begin, end, words, last_tile;
+  int begin, end, words, first_tile, last_tile;
 
-  DEVICE explicit Share(const Arguments& a) : words(a.words.value) {
-    const int b = blockIdx.x, all = a.tiles.value * words;
-    begin = divide(b * all, a.blocks), end = divide((b + 1) * all, a.blocks);
-    last_tile = divide((b + 1) * a.tiles.value - 1, a.blocks);
+  DEVICE explicit Share(const Arguments& a) : words(a.words) {
+    const int before = parts_before(blockIdx.x, a.deal) * a.deal.tiles.value;
+    const int after = parts_before(blockIdx.x + 1, a.deal) * a.deal.tiles.value;
+    begin = divide(before * words, a.deal.parts), end = divide(after * words, a.deal.parts);
+    first_tile = divide(before, a.deal.parts), last_tile = divide(after - 1, a.deal.parts);
   }
 
   DEVICE Cut cut(int tile, int from) const {
@@ -301,10 +311,7 @@ struct Share {
     return c;
   }
 
-  DEVICE Cut first_cut(const Arguments& a) const {
-    const int tile = divide(blockIdx.x * a.tiles.value, a.blocks);
-    return cut(tile, max(begin - tile * words, 0));
-  }
+  DEVICE Cut first_cut() const { return cut(first_tile, max(begin - first_tile * words, 0)); }
 
   // False when nothing is left.
   DEVICE bool next(Cut& c) const {
@@ -315,36 +322,39 @@ struct Share {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
+// Registers of a multiprocessor that zigzag_gemv leaves free for one block of zigzag_combine. So that is there before the
+// sums are, on every multiprocessor, and the kernel after it can start early too.
+constexpr int COMBINE_THREADS = 128, COMBINE_REGISTERS = 32;
+constexpr int REGISTERS = (65536 - COMBINE_THREADS * COMBINE_REGISTERS) / (THREADS * BLOCKS_PER_SM) / 8 * 8;
+
+extern "C" __global__ void __maxnreg__(REGISTERS < 255 ? REGISTERS : 255)
 zigzag_gemv(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(16) u8 shared_bytes[];
   Shared& s = *reinterpret_cast<Shared*>(shared_bytes);
   const int row_warp = threadIdx.x / 32 % ROW_WARPS, column_warp = threadIdx.x / 32 / ROW_WARPS;
-  List& list = s.lists[column_warp];
   Sums sums;
   sums.clear();
 
   launch_dependents();
   const Share share(a);
-  Cut cut = share.first_cut(a);
+  Cut cut = share.first_cut();
   bool waited = false;
   do {
     if (waited) __syncthreads();  // the last pass still reads its tiles and sums
-    if (threadIdx.x < 2) s.tiles[threadIdx.x] = find_tile(a, cut.tile + (cut.two ? threadIdx.x : 0));
-    __syncthreads();
     const Domain domain(cut);
-    if (!waited) {
-      prefetch_scales(s, a, cut);
-      if (EARLY) prefetch_codes(s, a, cut);
-    }
+    if (threadIdx.x < 2) s.tiles[threadIdx.x] = find_tile(a, cut.tile + (cut.two ? threadIdx.x : 0));
     prepare_gathers(s, a, domain);
+    clear_counts(s);
+    __syncthreads();
+    if (!waited) prefetch(s, a, cut);
+    clear_list(s);
     const Source first(a, s.tiles[0], row_warp), second(a, s.tiles[1], row_warp);
+    Entries entries;
+    entries.locate(a, domain, 0);
     if (!waited) wait_for_previous_kernel();
     waited = true;
-    predict(s, a, cut, domain);
+    predict(s, a, domain, entries);
     __syncthreads();
-    Steps steps;
-    const Unit unit = scan_units(s, domain, steps);
     float scale[ROWS];
     u32 own_exponent = 0;  // of the row of x whose sums this lane ends with
     bool finite = true;
@@ -356,13 +366,15 @@ zigzag_gemv(const __grid_constant__ Arguments a) {
       finite &= exponent != NOT_FINITE;
     }
     if (finite) {
-      const int begin = steps.all * column_warp / COLUMN_WARPS, end = steps.all * (column_warp + 1) / COLUMN_WARPS;
-      const int own_first = min(max(steps.first - begin, 0), end - begin);  // of the first piece
-      const int units = compact(s, list, domain, unit, begin, end, row_warp, scale);
-      __syncthreads();  // of the whole block: racecheck does not follow a barrier of the row warps alone
-      accumulate(s, list, a, cut, first, second, sums, row_warp, column_warp, end - begin, own_first, units,
-                 unscale_of(own_exponent));
+      const Units units(s, domain);
+      compact(s, a, domain, entries, units, scale);
+      units.write(s, domain);
+      const Work work = units.work_of(column_warp);
+      __syncthreads();
+      accumulate(s, a, cut, first, second, sums, row_warp, column_warp, work, unscale_of(own_exponent));
     } else {
+      if (ONE_ROUND) entries.store(s, domain, 0);
+      __syncthreads();
       accumulate_plain(s, a, cut, domain, first, second, sums, row_warp, column_warp);
     }
     if (cut.second_closes) {
@@ -378,40 +390,41 @@ zigzag_gemv(const __grid_constant__ Arguments a) {
   } while (share.next(cut));
 }
 
-// Rows of a tile that a block of zigzag_combine adds up, and the threads that share one: enough blocks for every
-// multiprocessor, enough loads at a time to wait for memory once.
-constexpr int COMBINED_ROWS = 64;
-constexpr int COMBINE_PARTS = 4;
+constexpr int COMBINE_PARTS = COMBINE_THREADS / COMBINED_ROWS;  // threads that share a row
+constexpr int COMBINED_AT_ONCE = 12;                            // sums that a thread waits for together
 
 // y = the sum over blocks, in block order, plus bias, in y's dtype. Grid: (num_tiles * TILE / COMBINED_ROWS, rows).
-extern "C" __global__ void __launch_bounds__(COMBINED_ROWS * COMBINE_PARTS)
+extern "C" __global__ void __maxnreg__(COMBINE_REGISTERS)
 zigzag_combine(const __grid_constant__ Arguments a) {
   __shared__ float parts[COMBINE_PARTS][COMBINED_ROWS];
+  launch_dependents();
   const int index = blockIdx.x * COMBINED_ROWS / TILE, row = blockIdx.x * COMBINED_ROWS % TILE + threadIdx.x % COMBINED_ROWS;
   const int part = threadIdx.x / COMBINED_ROWS, r = blockIdx.y;
-  const int first = first_block(index, a.blocks.value, a.tiles), count = num_blocks(index, a.blocks.value, a.tiles);
   const Tile t = find_tile(a, index);
-  const int begin = count * part / COMBINE_PARTS, end = count * (part + 1) / COMBINE_PARTS;
-  const float* from = a.partials + ((long long)(first + index) * ROWS + r) * TILE + row;
-  launch_dependents();
+  const Weight& w = a.weights[t.weight];
+  const int n = t.band_start + t.row + row;
+  const bool writes = part == 0 && row < t.rows && n < w.n;
+  const int first = first_block(index, a.deal), count = num_blocks(index, a.deal);
+  const int begin = count * part / COMBINE_PARTS;
+  int left = count * (part + 1) / COMBINE_PARTS - begin;
+  const float* from = a.partials + ((long long)(first + index + begin) * ROWS + r) * TILE + row;
   wait_for_previous_kernel();
   float sum = 0.0f;
 #pragma unroll 1
-  for (int c = begin; c < end; c += 12) {
-    float v[12];
+  for (; left > 0; left -= COMBINED_AT_ONCE, from += COMBINED_AT_ONCE * ROWS * TILE) {
+    float v[COMBINED_AT_ONCE];
 #pragma unroll
-    for (int i = 0; i < 12; ++i) v[i] = c + i < end ? __ldcg(from + (long long)(c + i) * ROWS * TILE) : 0.0f;
+    for (int i = 0; i < COMBINED_AT_ONCE; ++i) v[i] = i < left ? __ldcg(from + i * ROWS * TILE) : 0.0f;
 #pragma unroll
-    for (int i = 0; i < 12; ++i) sum += v[i];
+    for (int i = 0; i < COMBINED_AT_ONCE; ++i) sum += v[i];
   }
-  parts[part][threadIdx.x % COMBINED_ROWS] = sum;
-  __syncthreads();
-  const Weight& w = a.weights[t.weight];
-  const int n = t.band_start + t.row + row;
-  if (part == 0 && row < t.rows && n < w.n) {
-#pragma unroll
-    for (int p = 1; p < COMBINE_PARTS; ++p) sum += parts[p][threadIdx.x];
-    if (w.bias_format != NONE) sum += load_as_float(w.bias, n, w.bias_format);
-    store_float<OUT_FORMAT>(w.out, (long long)r * w.n + n, sum);
+  if (COMBINE_PARTS > 1) {
+    parts[part][threadIdx.x % COMBINED_ROWS] = sum;
+    __syncthreads();
   }
+  if (!writes) return;
+#pragma unroll
+  for (int p = 1; p < COMBINE_PARTS; ++p) sum += parts[p][threadIdx.x];
+  if (w.bias_format != NONE) sum += load_as_float(w.bias, n, w.bias_format);
+  store_float<OUT_FORMAT>(w.out, (long long)r * w.n + n, sum);
 }
