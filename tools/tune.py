@@ -13,7 +13,6 @@ from typing import Annotated, Protocol, cast, get_args
 import typer
 
 from zigpass.runtime import ZigpassError
-from zigpass.runtime.cuda.arguments import FULL_SHARE
 from zigpass.runtime.cuda.specialization import LaunchConfig
 from zigpass.runtime.cuda.tables import NEVER, Entry, default_config, user_folder, write_table
 from zigpass.runtime.layout import ScaleAxis
@@ -82,7 +81,6 @@ def refinements(best: LaunchConfig) -> list[tuple[LaunchConfig, ...]]:
         (replace(best, lockstep=True),),
         tuple(replace(best, early=columns) for columns in (32, 64, 96, 128)),
         tuple(replace(best, early_dense=columns) for columns in (64, 96, 128, 256)),
-        tuple(replace(best, late_share=share) for share in (15, 14, 13)),
     ]
 
 
@@ -212,7 +210,6 @@ def describe(config: LaunchConfig) -> str:
     ]
     shown += [f"{name} {getattr(config, name)}" for name in ("early", "early_dense") if getattr(config, name)]
     shown += [f"fetch {config.fetch}"] * (config.fetch != 128)
-    shown += [f"late share {config.late_share}/{FULL_SHARE}"] * (config.late_share != FULL_SHARE)
     return ", ".join(shown + ["lockstep"] * config.lockstep)
 
 

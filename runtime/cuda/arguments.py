@@ -27,49 +27,6 @@ class Divider(ctypes.Structure):
         return cls(value, ((1 << 31 + bits) // value + 1) & 0xFFFFFFFF, bits - 1) if value > 1 else cls(value, 0, 0)
 
 
-FULL_SHARE = 16
-"""Parts that a block gets of the flat space of tiles."""
-LATE_BLOCKS = 8
-"""One of so many blocks, the last ones, starts late: the multiprocessor that it gets is busy with the kernel before. On an
-H100 at 50 % sparsity, down of 4096-11008: blocks 0 to 98 of 132 are ready for the first load of codes 2.1 us after the
-kernel before, 116 to 123 after 2.5 us, 128 to 131 after 2.9 us."""
-
-
-class Deal(ctypes.Structure):
-    """struct Deal: how the flat space of tiles is dealt to the blocks of a grid."""
-
-    _fields_ = (
-        ("large", _int),
-        ("small", _int),
-        ("late", _int),
-        ("parts", Divider),
-        ("tiles", Divider),
-        ("per_large", Divider),
-        ("per_small", Divider),
-    )
-
-    @classmethod
-    def of(cls, blocks: int, tiles: int, late_share: int = FULL_SHARE) -> Deal:
-        """`late_share`: what a block that starts late gets, of `FULL_SHARE` parts."""
-        large, small = (1, 1) if late_share == FULL_SHARE else (FULL_SHARE, late_share)
-        late = blocks - blocks // LATE_BLOCKS
-        parts = large * late + small * (blocks - late)
-        dividers = (Divider.of(value) for value in (parts, tiles, large * tiles, small * tiles))
-        return cls(large, small, late, *dividers)
-
-    def block_at(self, place: int) -> int:
-        """As the kernel's: the block whose share has this place, of `parts` * `tiles`."""
-        edge = self.late * self.per_large.value
-        return int(
-            place // self.per_large.value if place < edge else self.late + (place - edge) // self.per_small.value
-        )
-
-    def num_blocks(self, tile: int) -> int:
-        """Blocks that share a tile."""
-        parts = self.parts.value
-        return self.block_at((tile + 1) * parts - 1) - self.block_at(tile * parts) + 1
-
-
 class Weight(ctypes.Structure):
     """struct Weight."""
 
@@ -110,11 +67,13 @@ class Arguments(ctypes.Structure):
         ("rows", _int),
         ("per_channel", _int),
         ("in_up_tile", _int),
-        ("in_deal", Deal),
+        ("in_blocks", _int),
+        ("in_tiles", Divider),
         ("gate_band", Divider),
         ("up_band", Divider),
-        ("words", _int),
-        ("deal", Deal),
+        ("words", Divider),
+        ("tiles", Divider),
+        ("blocks", Divider),
     )
 
 

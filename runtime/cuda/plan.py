@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ZigpassError
 from ..layout import Layout
-from .arguments import Arguments, Deal, Divider
+from .arguments import Arguments, Divider
 from .device import Device, get_device
 from .formats import FORMATS, NONE, ZERO_KIND_CODES
 from .launch import Function, get_function
@@ -42,7 +42,7 @@ class Plan:
         gemv: the specialization.
         combine: adds up the partial sums; None where the next GEMV does.
         blocks: the grid of the GEMV; `combine_blocks` of the other, a row of x.
-        deal: of the tiles of all weights to the blocks.
+        tiles: of all weights.
         partial_floats: size of the workspace that blocks leave their sums in.
         template: an `Arguments` with every field that does not change.
     """
@@ -53,16 +53,15 @@ class Plan:
     combine: Function | None
     combine_blocks: int
     blocks: int
-    deal: Deal
+    tiles: int
     first_tiles: tuple[int, ...]
     partial_floats: int
     template: bytes
 
     @property
     def partials(self) -> Partials:
-        """How this launch leaves its sums."""
-        most = max(map(self.deal.num_blocks, range(self.deal.tiles.value)))
-        return Partials(self.gemv.tile, 4 if most <= 4 else 8)
+        """How this launch leaves its sums: a share that begins inside a tile adds a block to it."""
+        return Partials(self.gemv.tile, 4 if -(-self.blocks // self.tiles) + 1 <= 4 else 8)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -72,7 +71,8 @@ def chain(plan: Plan, producer: Plan, bands: tuple[int, int]) -> Plan:
     if plan.gemv.middle != producer.partials:
         raise ValueError(f"compiled for {plan.gemv.middle}, the producer leaves {producer.partials}")
     arguments.in_up_tile = producer.first_tiles[-1]
-    arguments.in_deal = producer.deal
+    arguments.in_blocks = producer.blocks
+    arguments.in_tiles = Divider.of(producer.tiles)
     arguments.gate_band, arguments.up_band = (Divider.of(band) for band in bands)
     return dataclasses.replace(plan, template=bytes(arguments))
 
@@ -129,12 +129,11 @@ def get_plan(
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """How a launch is cut: the specialization, the grid, tiles of each weight, their deal, words of a tile."""
+    """How a launch is cut: the specialization, the grid, tiles of each weight, words of a tile."""
 
     gemv: Gemv
     blocks: int
     tiles: tuple[int, ...]
-    deal: Deal
     words: int
 
 
@@ -153,10 +152,7 @@ def cut_launch(device: Device, wanted: Gemv, layouts: Sequence[Layout], config: 
     tile = dataclasses.replace(wanted, config=config).tile
     tiles = tuple(count_tiles(layout, tile) for layout in layouts)
     blocks = max(1, min(slots, words * sum(tiles) // SMALLEST_PIECE))
-    deal = Deal.of(blocks, sum(tiles), config.late_share)
-    if words * sum(tiles) * (deal.parts.value + 1) >= LARGEST_SPACE:
-        deal = Deal.of(blocks, sum(tiles))
-    if words * sum(tiles) * (deal.parts.value + 1) >= LARGEST_SPACE:
+    if words * sum(tiles) * (blocks + 1) >= LARGEST_SPACE:
         raise ZigpassError(f"{layouts[0].spec} is too large for one launch")
     gemv = dataclasses.replace(wanted, config=config)
     if wanted.out_format != NONE:
@@ -164,13 +160,13 @@ def cut_launch(device: Device, wanted: Gemv, layouts: Sequence[Layout], config: 
         outputs = sum(tiles) * tile * wanted.rows
         fits = (rows for rows in COMBINED_ROWS if outputs <= rows * device.multiprocessors)
         gemv = dataclasses.replace(gemv, combined_rows=next(fits, COMBINED_ROWS[-1]))
-    columns = 32 * min(words, -(-words * sum(tiles) * deal.large // deal.parts.value))
+    columns = 32 * min(words, -(-words * sum(tiles) // blocks))
     fitted = gemv.fit(columns, device.shared_limit // config.blocks_per_sm - 1024)
     if fitted is None:
         raise ZigpassError(
             f"{layouts[0].spec}: scales of {gemv.tile} rows do not fit {device.shared_limit} bytes of shared memory"
         )
-    return Shape(fitted, blocks, tiles, deal, words)
+    return Shape(fitted, blocks, tiles, words)
 
 
 def build_plan(device: Device, wanted: Gemv, layouts: Sequence[Layout], config: LaunchConfig | None) -> Plan:
@@ -185,7 +181,8 @@ def build_plan(device: Device, wanted: Gemv, layouts: Sequence[Layout], config: 
         weight.n, weight.padded_n, weight.band, weight.first_tile = layout.n, layout.padded_n, layout.band, first
         weight.bias_format = NONE
         weight.band_tiles = Divider.of(-(-layout.band // fitted.tile))
-    arguments.words, arguments.deal = shape.words, shape.deal
+    arguments.words, arguments.tiles = Divider.of(shape.words), Divider.of(sum(tiles))
+    arguments.blocks = Divider.of(blocks)
     combine = None
     if wanted.out_format != NONE:
         combine = get_function(device, "gemv.cu", "zigzag_combine", fitted.macros, COMBINE_THREADS, dependent=True)
@@ -198,7 +195,7 @@ def build_plan(device: Device, wanted: Gemv, layouts: Sequence[Layout], config: 
         combine=combine,
         combine_blocks=sum(tiles) * fitted.tile // fitted.combined_rows,
         blocks=blocks,
-        deal=shape.deal,
+        tiles=sum(tiles),
         first_tiles=first_tiles,
         partial_floats=(blocks + sum(tiles)) * fitted.tile * wanted.rows,
         template=bytes(arguments),

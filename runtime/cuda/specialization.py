@@ -6,7 +6,7 @@ import ctypes
 import dataclasses
 
 from ..layout import Layout, round_up
-from .arguments import FULL_SHARE, Arguments
+from .arguments import Arguments
 from .formats import F32, FORMAT_BYTES, NONE
 
 LANES = 32
@@ -60,7 +60,6 @@ class LaunchConfig:
         early_dense: the same in a dense launch, which needs them all.
         lockstep: warps side by side wait for each other at every step.
         fetch: bytes that L2 reads at least, 128 or 256.
-        late_share: what a block that starts late gets of the weights, in sixteenths of the others' share.
     """
 
     row_warps: int
@@ -72,7 +71,6 @@ class LaunchConfig:
     early_dense: int = 0
     lockstep: bool = False
     fetch: int = 128
-    late_share: int = FULL_SHARE
 
     @property
     def threads(self) -> int:

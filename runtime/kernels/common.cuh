@@ -78,27 +78,6 @@ struct Divider {
 };
 DEVICE int divide(int n, const Divider& d) { return d.value == 1 ? n : int(__umulhi(u32(n), d.multiplier) >> d.shift); }
 
-// How the flat space of tiles is dealt to a grid, in parts: `large` parts to each of the first `late` blocks, `small` to
-// the others, which start later. It says which blocks a tile has however many columns that is, so that a consumer of
-// the sums need not know them. A share may be empty at either end. Mirrored by arguments.Deal.
-struct Deal {
-  int large;
-  int small;
-  int late;
-  Divider parts;      // of all blocks
-  Divider tiles;
-  Divider per_large;  // large * tiles
-  Divider per_small;
-};
-// The launcher refuses a space where these products would leave 31 bits.
-DEVICE int parts_before(int block, const Deal& d) { return min(block, d.late) * d.large + max(block - d.late, 0) * d.small; }
-DEVICE int block_at(int place, const Deal& d) {  // place: in parts of a tile's size, of which the space has parts * tiles
-  const int edge = d.late * d.per_large.value;
-  return place < edge ? divide(place, d.per_large) : d.late + divide(place - edge, d.per_small);
-}
-DEVICE int first_block(int tile, const Deal& d) { return block_at(tile * d.parts.value, d); }
-DEVICE int num_blocks(int tile, const Deal& d) { return block_at((tile + 1) * d.parts.value - 1, d) - first_block(tile, d) + 1; }
-
 // A register as it happens to be, where any bits do: no instruction.
 DEVICE u32 any_bits() {
   u32 bits;

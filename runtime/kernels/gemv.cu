@@ -2,8 +2,8 @@
 // README.md beside this file draws the layout, the thread map and the byte counts.
 //
 // One launch covers up to three weights that share x (q, k, v or gate, up). Their bands are cut into tiles of
-// TILE = 256 * ROW_WARPS rows (4 bits), and the flat (tile, column) space is dealt to a one-wave grid, so that blocks end
-// together whatever the shapes. Blocks leave partial sums; `zigzag_combine`, or the next GEMV of an MLP
+// TILE = 256 * ROW_WARPS rows (4 bits), and the flat (tile, column) space is dealt evenly to a one-wave grid, so every
+// block does the same work whatever the shapes. Blocks leave partial sums; `zigzag_combine`, or the next GEMV of an MLP
 // while it selects, adds them up in block order: the same bits every run, without atomics. A block thresholds its own
 // piece of x and keeps the list of active columns in shared memory (no index kernel, no index list in global memory);
 // its column warps share the list evenly.
@@ -34,11 +34,13 @@ struct Arguments {
   int rows;
   int per_channel;  // 1: a threshold per entry
   int in_up_tile;   // first tile of up in the launch that made the middle
-  Deal in_deal;     // of that launch
+  int in_blocks;    // its grid
+  Divider in_tiles;      // its tiles
   Divider gate_band;     // tiles are cut inside bands
   Divider up_band;
-  int words;             // columns of a tile, in words of 32
-  Deal deal;             // of all weights to the grid of zigzag_gemv
+  Divider words;         // columns of a tile, in words of 32
+  Divider tiles;         // of all weights
+  Divider blocks;        // the grid of zigzag_gemv
 };
 static_assert(sizeof(Arguments) == ARGUMENT_BYTES, "the Python side packs another struct");
 
@@ -277,12 +279,15 @@ DEVICE void prefetch_codes(const Shared& s, const Arguments& a, const Cut& cut, 
   }
 }
 
-// Half of the threads for each, because what comes before the wait takes as long as what the block waits for. A block
-// that starts late has no time in which memory would be idle.
+// One of so many blocks, the last ones, starts late, on a multiprocessor that the kernel before leaves last: it has no time
+// in which memory would be idle.
+constexpr int LATE_BLOCKS = 8;
+
+// Half of the threads for each, because what comes before the wait takes as long as what the block waits for.
 DEVICE void prefetch(const Shared& s, const Arguments& a, const Cut& cut) {
   constexpr int HALF = EARLY && !SCALE_AXIS_OUT && WARPS > 1 ? WARPS / 2 * 32 : 0;
   const int thread = threadIdx.x;
-  if (EARLY && thread >= HALF && int(blockIdx.x) < a.deal.late) prefetch_codes(s, a, cut, thread - HALF, THREADS - HALF);
+  if (EARLY && thread >= HALF && blockIdx.x < gridDim.x - gridDim.x / LATE_BLOCKS) prefetch_codes(s, a, cut, thread - HALF, THREADS - HALF);
   if (thread < HALF || !HALF) prefetch_scales(s, a, cut, thread, HALF ? HALF : THREADS);
 }
 
@@ -290,11 +295,10 @@ DEVICE void prefetch(const Shared& s, const Arguments& a, const Cut& cut) {
 struct Share {
   int begin, end, words, first_tile, last_tile;
 
-  DEVICE explicit Share(const Arguments& a) : words(a.words) {
-    const int before = parts_before(blockIdx.x, a.deal) * a.deal.tiles.value;
-    const int after = parts_before(blockIdx.x + 1, a.deal) * a.deal.tiles.value;
-    begin = divide(before * words, a.deal.parts), end = divide(after * words, a.deal.parts);
-    first_tile = divide(before, a.deal.parts), last_tile = divide(after - 1, a.deal.parts);
+  DEVICE explicit Share(const Arguments& a) : words(a.words.value) {
+    const int b = blockIdx.x, all = a.tiles.value * words;
+    begin = divide(b * all, a.blocks), end = divide((b + 1) * all, a.blocks);
+    first_tile = divide(b * a.tiles.value, a.blocks), last_tile = divide((b + 1) * a.tiles.value - 1, a.blocks);
   }
 
   DEVICE Cut cut(int tile, int from) const {
@@ -404,7 +408,7 @@ zigzag_combine(const __grid_constant__ Arguments a) {
   const Weight& w = a.weights[t.weight];
   const int n = t.band_start + t.row + row;
   const bool writes = part == 0 && row < t.rows && n < w.n;
-  const int first = first_block(index, a.deal), count = num_blocks(index, a.deal);
+  const int first = first_block(index, a.blocks.value, a.tiles), count = num_blocks(index, a.blocks.value, a.tiles);
   const int begin = count * part / COMBINE_PARTS;
   int left = count * (part + 1) / COMBINE_PARTS - begin;
   const float* from = a.partials + ((long long)(first + index + begin) * ROWS + r) * TILE + row;

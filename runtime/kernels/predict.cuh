@@ -10,6 +10,14 @@ DEVICE bool exists(int v, int k) {
   return column_of(v) < k && (GROUP == GROUP_PADDED || v % GROUP_PADDED < GROUP);
 }
 
+// A block takes an equal share of the flat space of tiles; `b * tiles / blocks` says which tiles, however many words a
+// tile has, so that a consumer of the sums need not know it. A share may be empty at either end.
+// The launcher refuses a space where the products would leave 31 bits.
+DEVICE int first_block(int tile, int blocks, const Divider& tiles) { return divide(tile * blocks, tiles); }
+DEVICE int num_blocks(int tile, int blocks, const Divider& tiles) {
+  return divide((tile + 1) * blocks - 1, tiles) - divide(tile * blocks, tiles) + 1;
+}
+
 // The domain of a pass: whole units of the first piece, then of the second. A unit that a piece shares with another block
 // has words that are not the block's; the block's own are counted beside.
 struct Domain {
@@ -46,7 +54,8 @@ struct Domain {
 DEVICE int2 parts_of(const Arguments& a, int first_tile, const Divider& band_size, int row) {
   const int per_band = div_up(band_size.value, IN_TILE), band = divide(row, band_size), in_band = row - band * band_size.value;
   const int tile = first_tile + band * per_band + in_band / IN_TILE;
-  return make_int2((first_block(tile, a.in_deal) + tile) * IN_TILE + in_band % IN_TILE, num_blocks(tile, a.in_deal));
+  return make_int2((first_block(tile, a.in_blocks, a.in_tiles) + tile) * IN_TILE + in_band % IN_TILE,
+                   num_blocks(tile, a.in_blocks, a.in_tiles));
 }
 
 DEVICE int4 gather_of(const Arguments& a, int k) {

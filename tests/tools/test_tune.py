@@ -10,7 +10,7 @@ from zigpass.runtime.cuda.specialization import LaunchConfig
 from zigpass.runtime.cuda.tables import Entry, read_table
 from zigpass.tools import tune as tool
 
-BEST = LaunchConfig(2, 8, 1, 2, early=64, early_dense=128, lockstep=True, late_share=14)
+BEST = LaunchConfig(2, 8, 1, 2, early=64, early_dense=128, lockstep=True)
 
 
 class MadeUpCase:
@@ -28,7 +28,7 @@ class MadeUpCase:
         if not self.fits(config):
             raise ZigpassError("too large")
         self.timed.append((config, sparsity))
-        names = ("row_warps", "column_warps", "blocks_per_sm", "depth", "lockstep", "late_share")
+        names = ("row_warps", "column_warps", "blocks_per_sm", "depth", "lockstep")
         names += ("early_dense",) if sparsity is None else ("early",)
         return 10 + sum(getattr(config, name) != getattr(BEST, name) for name in names)
 

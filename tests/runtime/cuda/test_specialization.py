@@ -8,7 +8,7 @@ import pytest
 
 from zigpass.runtime import Layout, ZigpassError
 from zigpass.runtime.cuda import formats, plan, tables
-from zigpass.runtime.cuda.arguments import Arguments, Deal, Divider, Parameters, Weight
+from zigpass.runtime.cuda.arguments import Arguments, Divider, Parameters, Weight
 from zigpass.runtime.cuda.device import Device
 from zigpass.runtime.cuda.plan import cut_launch, fit_rows
 from zigpass.runtime.cuda.specialization import (
@@ -148,7 +148,7 @@ def test_a_shape_that_sparsity_never_helps_is_launched_dense(monkeypatch):
 
 def test_arguments_keep_c_types():
     assert ctypes.sizeof(Weight) == 80
-    assert ctypes.sizeof(Arguments) == 464
+    assert ctypes.sizeof(Arguments) == 392
     arguments = Arguments()
     with pytest.raises(TypeError):
         arguments.k = 1.5
@@ -169,22 +169,6 @@ def test_a_divider_divides_as_the_kernel_does(divisor):
         assert quotient == n // divisor
 
 
-@pytest.mark.parametrize("late_share", [16, 15, 11, 1])
-@pytest.mark.parametrize(("blocks", "tiles"), [(132, 22), (264, 43), (132, 1), (5, 3), (1, 1), (7, 300), (264, 4)])
-def test_a_deal_says_which_blocks_share_a_tile(blocks, tiles, late_share):
-    deal = Deal.of(blocks, tiles, late_share)
-    parts, late = deal.parts.value, blocks - blocks // 8
-    shares = [deal.large if block < late else deal.small for block in range(blocks)]
-    assert sum(shares) == parts
-    if blocks >= 8:
-        assert shares[-1] * 16 == shares[0] * late_share
-    starts = [sum(shares[:block]) * tiles for block in range(blocks + 1)]
-    for tile in range(tiles):
-        begin, end = tile * parts, (tile + 1) * parts
-        there = [block for block in range(blocks) if starts[block] < end and starts[block + 1] > begin]
-        assert (deal.block_at(begin), deal.num_blocks(tile)) == (there[0], len(there))
-
-
 H200 = Device(0, "a GPU", 90, 132, 227 << 10)
 
 
@@ -196,18 +180,8 @@ def test_a_launch_is_cut_into_one_wave():
     wanted = Gemv(KIND, LaunchConfig(1, 1, 1, 1), formats.BF16, formats.NONE, True, 1)
     cut = cut_launch(H200, wanted, [layout(11008, 4096, 1024)] * 2, LaunchConfig(4, 4, 1, 2))
     assert (cut.blocks, cut.tiles, cut.words, cut.gemv.config.chunk) == (132, (11, 11), 128, 1024)
-    assert (cut.deal.parts.value, cut.deal.tiles.value) == (132, 22)
     small = cut_launch(H200, wanted, [layout(128, 64)], LaunchConfig(4, 4, 1, 2))
     assert (small.blocks, small.tiles, small.gemv.config.row_warps) == (1, (1,), 1)
-
-
-def test_blocks_that_start_late_get_less():
-    wanted = Gemv(KIND, LaunchConfig(1, 1, 1, 1), formats.BF16, formats.NONE, True, 1)
-    config = LaunchConfig(4, 4, 1, 2, late_share=12)
-    assert cut_launch(H200, wanted, [layout(4096, 11008, 1024)], config).deal.parts.value == 116 * 16 + 16 * 12
-    # Too large for 31 bits in sixteenths: all blocks get the same.
-    huge = cut_launch(H200, wanted, [layout(1 << 20, 1 << 15)], config).deal
-    assert (huge.parts.value, huge.large, huge.small) == (132, 1, 1)
 
 
 @pytest.mark.parametrize(("n", "rows"), [(4096, 32), (8192, 64), (28672, 128)])
