@@ -158,7 +158,10 @@ DEVICE Tile find_tile(const Arguments& a, int tile) {
   return t;
 }
 
+#include "domain.cuh"
+#include "middle.cuh"
 #include "predict.cuh"
+#include "list.cuh"
 
 // Four columns of a step, 16 bytes each: all that a lane reads of the codes.
 struct Codes {

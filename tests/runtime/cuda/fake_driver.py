@@ -70,9 +70,9 @@ class FakeDriver:
         return x.shape, x.dtype, x.is_contiguous(), x.data_ptr() % 16, 0, 0, self.stream
 
 
-def install(monkeypatch):
+def install(monkeypatch, driver=None):
     """Put a `FakeDriver` in the place of the driver and of torch's CUDA calls; prepared calls are forgotten."""
-    driver = FakeDriver()
+    driver = driver or FakeDriver()
     monkeypatch.setattr(plan, "get_function", driver.get_function)
     monkeypatch.setattr(calls, "empty_strided", torch._C._dynamo.guards._empty_strided_cpu)
     monkeypatch.setattr(operators, "x_key", driver.x_key)
