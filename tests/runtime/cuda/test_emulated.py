@@ -79,7 +79,7 @@ def test_linear_over_launch_parameters_and_sparsities(use, config, scale_axis):
     use(config)
     weight, spec = packed(1100, 700, scale_axis=scale_axis, group_size=128)
     x = random_x(700)
-    for value in (0.0, 0.7, 2.5, 1e9):
+    for value in (0.0, 0.7, 1e9):
         check_linear(x, weight, spec, threshold(value))
 
 
