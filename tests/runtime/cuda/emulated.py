@@ -45,10 +45,10 @@ BODIES = {
 }
 ENTRIES = """
 extern "C" void run_zigzag_gemv(const Arguments* a, int x, int y, int threads) {
-  emulator::run(x, y, threads, [a] { zigzag_gemv(*a); });
+  emulator::run(x, y, threads, [](const void* a) { zigzag_gemv(*static_cast<const Arguments*>(a)); }, a);
 }
 extern "C" void run_zigzag_combine(const Arguments* a, int x, int y, int threads) {
-  emulator::run(x, y, threads, [a] { zigzag_combine(*a); });
+  emulator::run(x, y, threads, [](const void* a) { zigzag_combine(*static_cast<const Arguments*>(a)); }, a);
 }
 """
 

@@ -8,10 +8,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <random>
 #include <type_traits>
-#include <vector>
 
 #define __CUDA_ARCH__ 900
 #define __device__
@@ -38,10 +35,11 @@ static Index threadIdx, blockIdx, gridDim;
 
 namespace emulator {
 
-constexpr int LANES = 32, STACK = 256 << 10;
+// Plain arrays and no standard containers: their headers would be half of the time that a specialization compiles.
+constexpr int LANES = 32, MOST_THREADS = 1024, STACK = 256 << 10;
 struct Fiber {
   ucontext_t context;
-  std::vector<char> stack;
+  char* stack;
   bool ended;
 };
 struct Meeting {  // of threads that wait for each other
@@ -52,11 +50,13 @@ struct Warp {
   Meeting meeting;
   uint64_t slots[2][LANES][8];  // what the lanes brought, for a meeting and the next
 };
-static std::vector<Fiber> fibers;
-static std::vector<Warp> warps;
+static int num_threads;
+static Fiber fibers[MOST_THREADS];
+static Warp warps[MOST_THREADS / LANES];
 static Meeting block;
 static ucontext_t scheduler;
-static std::function<void()> kernel;
+static void (*kernel)(const void* arguments);
+static const void* kernel_arguments;
 alignas(16) static char shared_bytes[256 << 10];
 
 inline void give_way() {
@@ -94,26 +94,32 @@ T brought(const uint64_t (*slots)[8], int lane) {
 
 inline void start() {
   const unsigned own = threadIdx.x;
-  kernel();
+  kernel(kernel_arguments);
   fibers[own].ended = true;
   swapcontext(&fibers[own].context, &scheduler);
 }
 
-inline void run_block(int threads, std::mt19937& random) {
-  std::memset(shared_bytes, 0xa5, sizeof(shared_bytes));  // NaN as floats, unlikely as anything
-  fibers.resize(threads);
-  warps.assign(threads / LANES, Warp());
+inline uint32_t random_number() {  // Numerical Recipes' linear congruential generator, its upper half
+  static uint32_t state = 1;
+  state = state * 1664525u + 1013904223u;
+  return state >> 16;
+}
+
+inline void run_block() {
+  std::memset(shared_bytes, 0x7f, sizeof(shared_bytes));  // huge as floats, wild as indices
+  for (Warp& warp : warps) warp.meeting = Meeting();
   block = Meeting();
-  for (Fiber& fiber : fibers) {
-    fiber.stack.resize(STACK);
+  for (int thread = 0; thread < num_threads; ++thread) {
+    Fiber& fiber = fibers[thread];
+    if (!fiber.stack) fiber.stack = static_cast<char*>(std::malloc(STACK));
     fiber.ended = false;
     getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_sp = fiber.stack;
     fiber.context.uc_stack.ss_size = STACK;
     makecontext(&fiber.context, start, 0);
   }
-  for (int left = threads; left;) {
-    const int warp = random() % warps.size();
+  for (int left = num_threads; left;) {
+    const int warp = random_number() % (num_threads / LANES);
     for (int thread = warp * LANES; thread < (warp + 1) * LANES; ++thread) {
       if (fibers[thread].ended) continue;
       threadIdx = {unsigned(thread), 0, 0};
@@ -123,14 +129,13 @@ inline void run_block(int threads, std::mt19937& random) {
   }
 }
 
-inline void run(int grid_x, int grid_y, int threads, std::function<void()> body) {
-  static std::mt19937 random(1);
-  kernel = body;
+inline void run(int grid_x, int grid_y, int threads, void (*body)(const void*), const void* arguments) {
+  kernel = body, kernel_arguments = arguments, num_threads = threads;
   gridDim = {unsigned(grid_x), unsigned(grid_y), 1};
   for (int y = 0; y < grid_y; ++y)
     for (int x = 0; x < grid_x; ++x) {
       blockIdx = {unsigned(x), unsigned(y), 0};
-      run_block(threads, random);
+      run_block();
     }
 }
 
@@ -174,7 +179,7 @@ std::common_type_t<A, B> min(A a, B b) { return a < b ? std::common_type_t<A, B>
 template <typename A, typename B>
 std::common_type_t<A, B> max(A a, B b) { return a < b ? std::common_type_t<A, B>(b) : std::common_type_t<A, B>(a); }
 
-inline void __syncthreads() { emulator::meet(emulator::block, int(emulator::fibers.size())); }
+inline void __syncthreads() { emulator::meet(emulator::block, emulator::num_threads); }
 inline void __syncwarp() { emulator::exchange(0); }
 template <typename T>
 T __shfl_sync(unsigned, T value, int lane) { return emulator::brought<T>(emulator::exchange(value), lane & 31); }
