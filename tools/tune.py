@@ -35,10 +35,11 @@ of 25 lay within 1 %, and in another order the second time."""
 
 
 class Case(Protocol):
-    """Something to tune: `n` and `k` are the key of its table entry."""
+    """Something to tune: `n` and `k` are the key of its table entry, `best` what was chosen."""
 
     n: int
     k: int
+    best: LaunchConfig | None
 
     def compile(self, configs: Sequence[LaunchConfig], sparsity: float) -> None:
         """Compile what `time` will need, all at once."""
@@ -190,6 +191,7 @@ def tune(
             for case in cases_of(shape, one_axis, rows or None):
                 share = max(0.0, end - time.monotonic()) / left
                 config, us, tried = search(case, one_axis, sparsity, share)
+                case.best = config  # down is tuned after it
                 even, key = measure_break_even(case, config), (one_axis, case.n, case.k)
                 entry = Entry(4, one_axis, 1, case.n, case.k, config, even)
                 if key not in best or us < best[key][0]:

@@ -65,6 +65,8 @@ def compile_all(
 class SingleCase:
     """One matrix, bf16 in and out."""
 
+    best: LaunchConfig | None = None
+
     def __init__(self, n: int, k: int, axis: ScaleAxis, band: int | None) -> None:
         self.n, self.k = n, k
         self.weights = copies_of(lambda: random_weight(n, k, axis, band), ROTATED_BYTES)
@@ -91,21 +93,18 @@ class SingleCase:
 class UpCase:
     """gate and up of an MLP, timed with the down that reads the partial sums they leave."""
 
+    best: LaunchConfig | None = None
+
     def __init__(self, hidden: int, middle: int, axis: ScaleAxis, band: int | None) -> None:
         self.mlp = MlpCase(hidden, middle, axis, band)
         self.n, self.k = 2 * self.mlp.gates[0].layout.padded_n, hidden
         self.thresholds = functools.cache(self.mlp.thresholds)
-        self.best: LaunchConfig | None = None
-        self._best_us = float("inf")
 
     def compile(self, configs: Sequence[LaunchConfig], sparsity: float) -> None:
         compile_all([self.mlp.gates[0], self.mlp.ups[0]], configs, (sparsity, None), BF16, NONE)
 
     def time(self, config: LaunchConfig, sparsity: float | None) -> float:
-        us = self.time_both(config, None, sparsity, sparsity)
-        if sparsity is not None and us < self._best_us:
-            self.best, self._best_us = config, us
-        return us
+        return self.time_both(config, None, sparsity, sparsity)
 
     def time_alone(self, config: LaunchConfig, sparsity: float | None) -> float:
         return self.time_both(config, None, sparsity, None)
@@ -134,6 +133,8 @@ class UpCase:
 
 class DownCase:
     """down of an MLP after the fastest gate and up; the whole MLP counts."""
+
+    best: LaunchConfig | None = None
 
     def __init__(self, up: UpCase) -> None:
         self.up = up

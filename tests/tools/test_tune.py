@@ -122,10 +122,12 @@ def test_the_command_writes_a_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_cases, "require_gpu", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(device, "get_device", lambda index: device.Device(0, "a GPU", 90, 132, 227 << 10))
-    monkeypatch.setattr(tool, "cases_of", lambda shape, axis, band: [MadeUpCase()])
+    case = MadeUpCase()
+    monkeypatch.setattr(tool, "cases_of", lambda shape, axis, band: [case])
     path = tmp_path / "tables" / "sm_90.json"
     tool.tune(["4096x4096"], ["in"], 0.5, [1024, 0], 1e9, path)
     assert read_table(path) == (Entry(4, "in", 1, 4096, 4096, BEST, 0.5),)
+    assert case.best == BEST
     assert json.loads(path.read_text())["gpu"] == "a GPU"
     out = capsys.readouterr().out
     assert "wrote 1 entries" in out
