@@ -166,6 +166,7 @@ class Gemv:
             "EARLY": config.early if self.sparse else config.early_dense,
             "LOCKSTEP": int(config.lockstep),
             "FETCH": config.fetch,
+            "COMBINE_THREADS": COMBINE_THREADS,
             "COMBINED_ROWS": self.combined_rows,
             "IN_TILE": self.middle.tile,
             "PARTS_AT_ONCE": self.middle.at_once,

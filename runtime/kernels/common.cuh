@@ -85,6 +85,22 @@ DEVICE u32 any_bits() {
   return bits;
 }
 
+DEVICE u32 lanes_below() {
+  u32 mask;
+  asm("mov.u32 %0, %lanemask_lt;" : "=r"(mask));
+  return mask;
+}
+
+// value += the value of the lane that is `offset` below, where there is one.
+DEVICE void add_below(int& value, int offset) {
+  asm volatile(
+      "{ .reg .pred exists; .reg .s32 below;"
+      " shfl.sync.up.b32 below|exists, %0, %1, 0, 0xffffffff;"
+      " @exists add.s32 %0, %0, below; }"
+      : "+r"(value)
+      : "r"(offset));
+}
+
 // Weights are read once: past L1, so that it keeps what is shared. FETCH, where a kernel has it, is what L2 reads at
 // least: a warp's 128 bytes of a column, or those of its neighbour too.
 #ifndef FETCH

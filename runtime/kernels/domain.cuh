@@ -21,7 +21,6 @@ DEVICE int num_blocks(int tile, int blocks, const Divider& tiles) {
 struct Domain {
   int first_unit;   // of the first piece
   int first_units;  // 0: the first piece is empty
-  int units;
   int own_first;    // own words of the first piece
   int own;
   int from;         // word of its tile where the first piece begins
@@ -29,7 +28,6 @@ struct Domain {
   DEVICE explicit Domain(const Cut& cut) {
     first_unit = cut.from / UNIT_WORDS;
     first_units = cut.first ? (cut.from + cut.first - 1) / UNIT_WORDS - first_unit + 1 : 0;
-    units = first_units + div_up(cut.second, UNIT_WORDS);
     own_first = cut.first;
     own = cut.first + cut.second;
     from = cut.from;

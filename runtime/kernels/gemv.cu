@@ -15,8 +15,8 @@
 // Macros: BITS, SCALE_AXIS_OUT, GROUP, SCALE_FORMAT, ZERO_FORMAT, ZERO_KIND, X_FORMAT (NONE: x is the activated middle
 // of an MLP, given as partial sums), HAS_GATE, ACTIVATION, OUT_FORMAT (of zigzag_combine), SPARSE, PERMUTED,
 // ROWS, ROW_WARPS, COLUMN_WARPS, BLOCKS_PER_SM, CHUNK (columns of a pass), PARTS (fp16 parts of x), DEPTH, EARLY, LOCKSTEP,
-// FETCH, COMBINED_ROWS (of a block of zigzag_combine), IN_TILE (rows of the tiles that made the middle), PARTS_AT_ONCE
-// (blocks that share one of those, rounded up), SHARED_BYTES, ARGUMENT_BYTES.
+// FETCH, COMBINE_THREADS and COMBINED_ROWS (of a block of zigzag_combine), IN_TILE (rows of the tiles that made the middle),
+// PARTS_AT_ONCE (blocks that share one of those, rounded up), SHARED_BYTES, ARGUMENT_BYTES.
 #include "common.cuh"
 
 struct Arguments {
@@ -290,7 +290,8 @@ constexpr int LATE_BLOCKS = 8;
 DEVICE void prefetch(const Shared& s, const Arguments& a, const Cut& cut) {
   constexpr int HALF = EARLY && !SCALE_AXIS_OUT && WARPS > 1 ? WARPS / 2 * 32 : 0;
   const int thread = threadIdx.x;
-  if (EARLY && thread >= HALF && blockIdx.x < gridDim.x - gridDim.x / LATE_BLOCKS) prefetch_codes(s, a, cut, thread - HALF, THREADS - HALF);
+  if (EARLY && thread >= HALF && blockIdx.x < gridDim.x - gridDim.x / LATE_BLOCKS)
+    prefetch_codes(s, a, cut, thread - HALF, THREADS - HALF);
   if (thread < HALF || !HALF) prefetch_scales(s, a, cut, thread, HALF ? HALF : THREADS);
 }
 
@@ -331,7 +332,7 @@ struct Share {
 
 // Registers of a multiprocessor that zigzag_gemv leaves free for one block of zigzag_combine. So that is there before the
 // sums are, on every multiprocessor, and the kernel after it can start early too.
-constexpr int COMBINE_THREADS = 128, COMBINE_REGISTERS = 32;
+constexpr int COMBINE_REGISTERS = 32;
 constexpr int REGISTERS = (65536 - COMBINE_THREADS * COMBINE_REGISTERS) / (THREADS * BLOCKS_PER_SM) / 8 * 8;
 
 extern "C" __global__ void __maxnreg__(REGISTERS < 255 ? REGISTERS : 255)

@@ -1,12 +1,6 @@
 // The list of active columns that the column warps of a block work through.
 #pragma once
 
-DEVICE u32 lanes_below() {
-  u32 mask;
-  asm("mov.u32 %0, %lanemask_lt;" : "=r"(mask));
-  return mask;
-}
-
 // Before a pass: no word of the domain has active columns.
 DEVICE void clear_counts(Shared& s) {
   constexpr int WORDS = sizeof(s.counts) / 4;
@@ -25,16 +19,6 @@ DEVICE void clear_list(Shared& s) {
     const u32 value = quad < COLUMNS ? PADDING : 0;
     if (quad < QUADS) quads[quad] = make_uint4(value, value, value, value);
   }
-}
-
-// value += the value of the lane that is `offset` below, where there is one.
-DEVICE void add_below(int& value, int offset) {
-  asm volatile(
-      "{ .reg .pred exists; .reg .s32 below;"
-      " shfl.sync.up.b32 below|exists, %0, %1, 0, 0xffffffff;"
-      " @exists add.s32 %0, %0, below; }"
-      : "+r"(value)
-      : "r"(offset));
 }
 
 // The units of the domain, one a lane: where its active columns go in the list. A unit starts at a whole step.
