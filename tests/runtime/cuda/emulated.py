@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from zigpass.runtime.cuda import operators, plan
-from zigpass.runtime.cuda.arguments import Arguments
 from zigpass.runtime.cuda.compiler import kernel_source
 from zigpass.runtime.cuda.device import Device
 
@@ -63,9 +61,10 @@ def why_not():
     return None
 
 
-def host_source(file):
-    """A kernel's source as C++ for the host."""
-    source = kernel_source(file)
+@functools.cache
+def host_source():
+    """`gemv.cu` as C++ for the host."""
+    source = kernel_source("gemv.cu")
     for name, body in BODIES.items():
         # A function that ends on its line, or with a closing brace at the start of one.
         pattern = rf"^(DEVICE [\w ]+ {name}\([^{{]*\) {{)(?:[^\n]*}}$|.*?^}}$)"
@@ -82,21 +81,12 @@ def host_source(file):
 @functools.cache
 def library(folder, macros):
     """The compiled kernels of a specialization; -O1 compiles in a second or two."""
-    source = host_source("gemv.cu")
+    source = host_source()
     name = hashlib.sha256(repr((source, macros, HEADER.read_text())).encode()).hexdigest()[:16]
     path = folder / f"{name}.cpp"
     path.write_text(source)
-    command = [
-        COMPILER,
-        "-std=c++17",
-        "-O1",
-        "-march=native",
-        "-w",
-        "-shared",
-        "-fPIC",
-        *(f"-D{n}={v}" for n, v in macros),
-    ]
-    subprocess.run([*command, str(path), "-o", str(path.with_suffix(".so"))], check=True)
+    flags = ["-std=c++17", "-O1", "-march=native", "-w", "-shared", "-fPIC", *(f"-D{n}={v}" for n, v in macros)]
+    subprocess.run([COMPILER, *flags, str(path), "-o", str(path.with_suffix(".so"))], check=True)
     return ctypes.CDLL(str(path.with_suffix(".so")))
 
 
@@ -116,15 +106,10 @@ class EmulatedDriver(fake_driver.FakeDriver):
 
     def cuLaunchKernelEx(self, config, handle, parameters, extra):
         run, threads = self.entries[handle]
-        address = ctypes.c_void_p.from_address(parameters).value
-        arguments = Arguments.from_buffer_copy(ctypes.string_at(address, ctypes.sizeof(Arguments)))
-        run(ctypes.byref(arguments), config.gridDimX, config.gridDimY, threads)
+        run(ctypes.byref(fake_driver.arguments_at(parameters)), config.gridDimX, config.gridDimY, threads)
         return (self.status,)
 
 
 def install(monkeypatch, folder):
     """As `fake_driver.install`, with an `EmulatedDriver`."""
-    driver = fake_driver.install(monkeypatch, EmulatedDriver(folder))
-    for module in (operators, plan):
-        monkeypatch.setattr(module, "get_device", lambda index: DEVICE)
-    return driver
+    return fake_driver.install(monkeypatch, EmulatedDriver(folder), DEVICE)

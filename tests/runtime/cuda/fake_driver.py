@@ -29,6 +29,12 @@ class Launched:
     arguments: Arguments
 
 
+def arguments_at(parameters):
+    """A copy of the arguments of a launch, from the address of the array of their addresses."""
+    address = ctypes.c_void_p.from_address(parameters).value
+    return Arguments.from_buffer_copy(ctypes.string_at(address, ctypes.sizeof(Arguments)))
+
+
 class FakeDriver:
     """Stands for `cuda.bindings.driver`.
 
@@ -50,8 +56,7 @@ class FakeDriver:
     CUlaunchConfig = SimpleNamespace
 
     def cuLaunchKernelEx(self, config, handle, parameters, extra):
-        address = ctypes.c_void_p.from_address(parameters).value
-        arguments = Arguments.from_buffer_copy(ctypes.string_at(address, ctypes.sizeof(Arguments)))
+        arguments = arguments_at(parameters)
         self.reads(arguments)
         self.launched.append(Launched(handle, (config.gridDimX, config.gridDimY), config.hStream, arguments))
         return (self.status,)
@@ -70,7 +75,7 @@ class FakeDriver:
         return x.shape, x.dtype, x.is_contiguous(), x.data_ptr() % 16, 0, 0, self.stream
 
 
-def install(monkeypatch, driver=None):
+def install(monkeypatch, driver=None, device=DEVICE):
     """Put a `FakeDriver` in the place of the driver and of torch's CUDA calls; prepared calls are forgotten."""
     driver = driver or FakeDriver()
     monkeypatch.setattr(plan, "get_function", driver.get_function)
@@ -80,7 +85,7 @@ def install(monkeypatch, driver=None):
     for module in (operators, gemv):
         monkeypatch.setattr(module, "current_stream", lambda index: driver.stream)
     for module in (operators, plan):
-        monkeypatch.setattr(module, "get_device", lambda index: DEVICE)
+        monkeypatch.setattr(module, "get_device", lambda index: device)
     plan.get_plan.cache_clear()
     calls.forget()
     return driver

@@ -3,31 +3,27 @@
 import pytest
 import torch
 
-from tests.weights import random_weight
-from zigpass.runtime import pack, reference
+from zigpass.runtime import reference
+
+from . import comparisons
+from .comparisons import assert_close
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 
 DEVICE = torch.device("cuda")
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-"""Relative error of a whole result: float32 sums in another order, else the rounding of the output."""
 PREFILL_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """A GEMM also rounds the weight to x's dtype."""
 
 
 def packed(n, k, bits=4, scale_axis="in", band=None, seed=0, **scales):
-    """Packed tensors on the GPU and the layout's spec; scales near what a model has."""
-    weight = random_weight(n, k, bits, scale_axis, seed=seed, **scales)
-    for name in ("scale", "d", "dmin"):
-        if hasattr(weight.scales, name):
-            getattr(weight.scales, name).mul_(0.02)
-    result = pack(weight, band)
-    return [tensor.to(DEVICE) for tensor in result.tensors], result.layout.spec
+    """As `comparisons.packed`, on the GPU."""
+    tensors, spec = comparisons.packed(n, k, bits, scale_axis, band, seed, **scales)
+    return [tensor.to(DEVICE) for tensor in tensors], spec
 
 
 def random_x(*shape, dtype=torch.float32, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+    return comparisons.random_x(*shape, dtype=dtype, seed=seed).to(DEVICE)
 
 
 def threshold_for(x, sparsity):
@@ -39,16 +35,6 @@ def threshold_for(x, sparsity):
     if count >= magnitudes.numel():
         return (magnitudes[-1:] + 1) * 2
     return (magnitudes[count - 1 : count] + magnitudes[count : count + 1]) / 2
-
-
-def assert_close(actual, expected, tolerance=None):
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype
-    a, e = actual.double(), expected.double()
-    tolerance = tolerance or TOLERANCE[actual.dtype]
-    error = (a - e).norm() / e.norm().clamp_min(1e-30)
-    assert error <= tolerance, f"relative error {error:.3g}"
-    assert (a - e).abs().max() <= 20 * tolerance * e.abs().max().clamp_min(1e-30)
 
 
 def check_linear(x, weight, spec, threshold=None, bias=None, tolerance=None):

@@ -5,7 +5,8 @@ import torch
 
 from zigpass.runtime import ZigpassError, reference
 
-from .operands import DEVICE, TOLERANCE, assert_close, check_linear, mlp_operands, packed, random_x
+from .comparisons import TOLERANCE, assert_close
+from .operands import DEVICE, check_linear, mlp_operands, packed, random_x
 
 pytestmark = pytest.mark.cuda
 

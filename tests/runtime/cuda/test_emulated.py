@@ -8,9 +8,11 @@ from zigpass.runtime import QuantizedWeight, pack, reference
 from zigpass.runtime.cuda import calls, operators, plan
 from zigpass.runtime.cuda.specialization import LaunchConfig
 
-from . import emulated
+from . import comparisons, emulated
+from .comparisons import random_x
 
-pytestmark = pytest.mark.skipif(emulated.why_not() is not None, reason=str(emulated.why_not()))
+WHY_NOT = emulated.why_not()
+pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 EARLY = LaunchConfig(2, 2, 1, 2, early=32, early_dense=32)
 NARROW = LaunchConfig(1, 4, 1, 2)
@@ -18,7 +20,7 @@ MANY_BLOCKS = LaunchConfig(1, 2, 4, 2, lockstep=True)
 """Twelve blocks of few columns, which share a tile: a reader of their sums waits more than once."""
 MANY_PASSES = LaunchConfig(2, 2, 1, 2, chunk=64)
 """Two words of columns at a time."""
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+TOLERANCE = comparisons.TOLERANCE | {torch.float32: 2e-6}
 
 
 @pytest.fixture(scope="module")
@@ -43,22 +45,11 @@ def use(monkeypatch, compiled):
 
 
 def packed(n, k, bits=4, scale_axis="in", band=512, seed=0, **scales):
-    weight = random_weight(n, k, bits, scale_axis, seed=seed, **scales)
-    for name in ("scale", "d", "dmin"):
-        if hasattr(weight.scales, name):
-            getattr(weight.scales, name).mul_(0.02)
-    result = pack(weight, band)
-    return list(result.tensors), result.layout.spec
-
-
-def random_x(*shape, dtype=torch.float32, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return comparisons.packed(n, k, bits, scale_axis, band, seed, **scales)
 
 
 def assert_close(actual, expected, tolerance=None):
-    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
-    error = (actual.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30)
-    assert error <= (tolerance or TOLERANCE[actual.dtype]), f"relative error {error:.3g}"
+    comparisons.assert_close(actual, expected, tolerance or TOLERANCE[actual.dtype])
 
 
 def check_linear(x, weight, spec, threshold=None, bias=None, tolerance=None):

@@ -9,11 +9,10 @@ from tests.weights import random_weight
 from zigpass.runtime import GroupScales, QuantizedWeight, ZigpassError, pack, reference
 from zigpass.runtime.reference import ACTIVATIONS
 
+from .comparisons import TOLERANCE, assert_close
 from .operands import (
     DEVICE,
     PREFILL_TOLERANCE,
-    TOLERANCE,
-    assert_close,
     check_linear,
     mlp_operands,
     packed,

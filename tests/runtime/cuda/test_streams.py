@@ -5,7 +5,8 @@ import threading
 import pytest
 import torch
 
-from .operands import DEVICE, assert_close, check_linear, mlp_operands, packed, random_x, threshold_for
+from .comparisons import assert_close
+from .operands import DEVICE, check_linear, mlp_operands, packed, random_x, threshold_for
 
 pytestmark = pytest.mark.cuda
 
